@@ -1,0 +1,1 @@
+"""SEV-SNP and TDX evidence: parse, verify, appraise, measure, simulate. Source: `attestation`."""

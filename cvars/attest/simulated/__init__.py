@@ -1,0 +1,1 @@
+"""Simulated hardware: bit-exact evidence under roots made for this installation."""

@@ -1,0 +1,1 @@
+"""What an observer on the host can see."""

@@ -1,0 +1,83 @@
+"""The ``cvars`` command: gathers the nouns and gives every ending its exit code."""
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Annotated, Final
+
+import click
+import typer
+
+from cvars import __version__
+from cvars.cli.output import SPEECH, fail, say
+from cvars.errors import CvarsError, ExitCode
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Persistent UEFI variables for confidential VMs, on a host that only ever stores ciphertext.",
+)
+
+#: noun modules of this package, each with an ``app``; and single commands, each with a function ``command``
+NOUNS: Final[tuple[str, ...]] = ()
+COMMANDS: Final[tuple[str, ...]] = ()
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback shape
+    if value:
+        say(f"cvars {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _version_asked: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Gather the nouns."""
+
+
+for noun in NOUNS:
+    app.add_typer(importlib.import_module(f"cvars.cli.{noun}").app, name=noun)
+for name in COMMANDS:
+    app.command(name)(importlib.import_module(f"cvars.cli.{name}").command)
+
+
+def run() -> None:
+    """Run the command line; every way out has one of the exit codes of `errors.ExitCode`."""
+    try:
+        code = app(standalone_mode=False)
+    except CvarsError as error:
+        fail(error)
+    except click.UsageError as error:
+        fail(_usage(error))
+    except click.exceptions.Abort:
+        raise SystemExit(int(ExitCode.INTERRUPTED)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(int(ExitCode.INTERRUPTED)) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(int(ExitCode.OUTSIDE)) from None
+    except Exception as bug:
+        if SPEECH.verbose:
+            traceback.print_exc()
+        fail(
+            CvarsError(
+                f"internal error: {type(bug).__name__}: {bug}",
+                hint="this is a bug in cvars: see SECURITY.md or CONTRIBUTING.md; -v prints the traceback",
+                reason="internal",
+                exit_code=ExitCode.BUG,
+            )
+        )
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: click.UsageError) -> CvarsError:
+    help_of = error.ctx.command_path if error.ctx else "cvars"
+    return CvarsError(
+        error.format_message(), hint=f"see: {help_of} --help", reason="usage", exit_code=ExitCode.USAGE
+    )

@@ -1,0 +1,1 @@
+"""The simulated host: holds the blob, and attacks it."""

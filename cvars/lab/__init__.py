@@ -1,0 +1,1 @@
+"""Machines, scenarios and fixtures that run all the parts."""

@@ -1,0 +1,1 @@
+"""Key-release and anchor messages, statements, JWE, and the client. Source: `key-release`."""

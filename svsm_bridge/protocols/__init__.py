@@ -1,0 +1,1 @@
+"""SVSM protocols: core, attestation, UEFI MM."""
