@@ -61,3 +61,32 @@ class Busy(CallError):
     """Another vCPU holds the store; nothing happened, call again (S7, S42)."""
 
     result = SvsmResult.BUSY
+
+
+class GuestFault(InvalidAddress):
+    """A page became inaccessible during a copy: the hypervisor took it away (S27)."""
+
+
+class CoreFailure(CallError):
+    """A page operation said no: 0x80001000 + ``code`` of PVALIDATE or RMPADJUST."""
+
+    INPUT: ClassVar[int] = 1
+    PERMISSION: ClassVar[int] = 2
+    IN_USE: ClassVar[int] = 3
+    SIZE_MISMATCH: ClassVar[int] = 6
+    UNCHANGED: ClassVar[int] = 0x10
+
+    def __init__(self, code: int, message: str = "") -> None:
+        super().__init__(message or f"page operation code {code:#x}")
+        self.result = 0x80001000 + code  # type: ignore[misc]  # one class, one result per code
+
+
+class GuestMustStop(Exception):
+    """The store behind a handler cannot be trusted any more: every connection of the guest is closed.
+
+    Never a result code (the guest could mistake it for a refusal); the transport calls ``on_fatal``.
+    """
+
+
+class NeverResumed(Exception):
+    """Adversarial mode: the hypervisor does not run the caller again (``stop_reply``)."""

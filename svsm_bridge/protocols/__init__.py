@@ -1,1 +1,12 @@
-"""SVSM protocols: core, attestation, UEFI MM."""
+"""SVSM protocols: core, attestation, UEFI MM. vTPM and APIC are absent (svsm-calls 3.3, 3.4)."""
+
+from typing import Final
+
+from svsm_bridge.abi import CORE, UEFI_MM
+from svsm_bridge.dispatcher import Handler
+from svsm_bridge.protocols import core, uefi_mm
+
+PROTOCOLS: Final[dict[int, dict[int, Handler]]] = {
+    CORE: core.CALLS,
+    UEFI_MM: uefi_mm.CALLS,
+}
