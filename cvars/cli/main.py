@@ -22,7 +22,9 @@ app = typer.Typer(
 )
 
 #: noun modules of this package, each with an ``app``; and single commands, each with a function ``command``
-NOUNS: Final[tuple[str, ...]] = ()
+NOUNS: Final[tuple[str, ...]] = (
+    "store",
+)
 COMMANDS: Final[tuple[str, ...]] = ()
 
 

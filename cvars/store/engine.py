@@ -1,0 +1,374 @@
+"""A mounted store: commit, anchor, renew, close.
+
+Source: sealed-store sections 2, 4 and 6. One write and one barrier per commit; in the modes that ask for it
+the anchor is advanced before success is reported. Thread-safe: `tick` runs beside the guest's calls.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from cvars.errors import (
+    AnchorUnreachable,
+    DeviceError,
+    EfiStatus,
+    NotReady,
+    StoreIoError,
+    VariableError,
+)
+from cvars.store import operations, record
+from cvars.store.anchor import AnchorPoint
+from cvars.store.config import Boot, StoreConfig
+from cvars.store.freshness import Freshness
+from cvars.store.log import Broken, Log
+from cvars.store.selection import Mode
+from cvars.trace import StoreCommitted, StoreReadOnly, Trace
+from cvars.variables.model import Append, Delete, Journal, Key, Variable
+from cvars.variables.security import is_security_relevant
+
+#: a quarter of the capacity is kept for security-relevant variables (SS-23)
+RESERVED_SHARE: Final = 4
+
+
+class StoreFull(VariableError):
+    """The change does not fit: capacity, reserved room or the largest record (SS-23)."""
+
+    status = EfiStatus.OUT_OF_RESOURCES
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    live: int
+    security_live: int
+    security: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """A commit that is durable and was answered with an error: it is taken back once it is anchored."""
+
+    journal: Journal
+
+
+class Store:
+    """One mounted store. Only `mount` makes one."""
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        config: StoreConfig,
+        boot: Boot,
+        freshness: Freshness | None,
+        attached: bool,
+        clock: Callable[[], float],
+        trace: Trace,
+    ) -> None:
+        self._log = log
+        self._config = config
+        self._freshness = freshness
+        self._attached = attached and freshness is not None
+        self._clock = clock
+        self._trace = trace
+        self._lock = threading.RLock()
+        self._variables = log.history.variables
+        self._live = log.history.live
+        self._security_live = sum(
+            operations.cost(k, v) for k, v in self._variables.items() if self._is_security(k, v)
+        )
+        self._doubt: _Doubt | None = None
+        self._closed = False
+        self.boot = boot
+        self.read_only = False
+
+    # --- what the component reads -----------------------------------------------------------------
+
+    @property
+    def variables(self) -> Mapping[Key, Variable]:
+        """All live variables, private items included, as far as they were acknowledged. A live view."""
+        return MappingProxyType(self._variables)
+
+    @property
+    def capacity(self) -> int:
+        """Live bytes that fit (SS-23)."""
+        return self._log.history.geometry.capacity
+
+    @property
+    def live(self) -> int:
+        """Live bytes in use."""
+        return self._live
+
+    @property
+    def mode(self) -> Mode:
+        """Freshness mode of this session."""
+        return self._config.mode
+
+    @property
+    def session(self) -> int:
+        """Session number: the anchor's epoch."""
+        return self._log.session
+
+    @property
+    def point(self) -> AnchorPoint:
+        """Sequence and state digest of the last durable commit."""
+        return self._log.history.point
+
+    @property
+    def anchored(self) -> AnchorPoint | None:
+        """The last anchored point; None when the anchor does not vouch for this session."""
+        return self._freshness.anchored if self._attached and self._freshness else None
+
+    @property
+    def generation(self) -> int:
+        """Generation of the active bank."""
+        return self._log.history.header.generation
+
+    # --- commit -----------------------------------------------------------------------------------
+
+    def commit(self, journal: Journal) -> None:
+        """Make ``journal`` durable (and anchored, where the mode asks for it), then visible.
+
+        Raises:
+            StoreFull: it does not fit; nothing happened.
+            DeviceError: refused, and the state is what it was.
+            StoreError: the guest stops (fenced, lease over).
+        """
+        if not journal:
+            return
+        with self._lock:
+            self._require_open()
+            self._require_writable()
+            measured = self._measure(journal)
+            body = b"".join(operations.encode(change) for change in journal)
+            if len(journal) > 0xFFFF or self._log.history.geometry.class_for(len(body)) is None:
+                raise StoreFull(f"a commit of {len(body)} bytes is larger than the largest record")
+            self._keep_window()
+            self._write(record.TRANSACTION, body, len(journal), measured)
+            self._acknowledge(journal, measured)
+
+    def _acknowledge(self, journal: Journal, measured: _Measured) -> None:
+        """Anchor first where the mode says so; only then is the change visible (section 4 item 4)."""
+        freshness = self._freshness
+        if freshness is not None:
+            strict = self.mode is Mode.STRICT or (self.mode is Mode.CRITICAL and measured.security)
+            try:
+                if strict and self._attached:
+                    self._advance(self._config.doubt_s)
+                if not freshness.may_acknowledge:
+                    freshness.renew()
+            except AnchorUnreachable as error:
+                self._doubt = _Doubt(journal)
+                raise DeviceError(f"durable, but not anchored: {error.message}") from None
+        operations.apply(journal, self._variables)
+        self._live = measured.live
+        self._security_live = measured.security_live
+
+    def _measure(self, journal: Journal) -> _Measured:
+        live, security_live, security = self._live, self._security_live, False
+        overlay: dict[Key, Variable | None] = {}
+        for change in journal:
+            key = change.key
+            old = overlay[key] if key in overlay else self._variables.get(key)
+            new = None if isinstance(change, Delete) else change.variable
+            if isinstance(change, Delete | Append) and old is None:
+                raise ValueError("a journal deletes or appends to nothing")
+            if isinstance(change, Append) and old is not None and old.data + change.added != change.variable.data:
+                raise ValueError("a journal's append does not give its result")
+            if not key.name or "\0" in key.name:
+                raise ValueError("a journal names no variable")
+            was, now = self._cost(key, old), self._cost(key, new)
+            live += now - was
+            security = security or self._is_security(key, old) or self._is_security(key, new)
+            security_live += (now if self._is_security(key, new) else 0) - (
+                was if self._is_security(key, old) else 0
+            )
+            overlay[key] = new
+        others, before = live - security_live, self._live - self._security_live
+        if live > max(self.capacity, self._live):
+            raise StoreFull(f"{live} live bytes of {self.capacity}")
+        room = self.capacity - max(self.capacity // RESERVED_SHARE, security_live)
+        if others > before and others > room:
+            raise StoreFull(f"{others} bytes of {room} that are not reserved")
+        return _Measured(live, security_live, security)
+
+    @staticmethod
+    def _cost(key: Key, variable: Variable | None) -> int:
+        return 0 if variable is None else operations.cost(key, variable)
+
+    def _is_security(self, key: Key, variable: Variable | None) -> bool:
+        return is_security_relevant(key, variable, self._config.extra_security)
+
+    def _keep_window(self) -> None:
+        """Before a write: the lease must allow the acknowledgement, bounded mode its W and T."""
+        freshness = self._freshness
+        if freshness is None:
+            return
+        freshness.require_lease()
+        try:
+            if not freshness.may_acknowledge:
+                freshness.renew()
+            if self._attached and self.mode is Mode.BOUNDED and self._window_used(freshness):
+                self._advance(self._config.doubt_s)
+        except AnchorUnreachable as error:
+            raise DeviceError(f"not anchored, and the window is used up: {error.message}") from None
+
+    def _window_used(self, freshness: Freshness) -> bool:
+        return freshness.open_commits > 0 and (
+            freshness.open_commits >= self._config.window_commits
+            or self._clock() - freshness.oldest >= self._config.window_s
+        )
+
+    def _write(self, kind: int, body: bytes, count: int, measured: _Measured) -> None:
+        """One record: one write, one barrier. Compacts first when the log has no room."""
+        class_index = self._log.history.geometry.class_for(len(body))
+        assert class_index is not None
+        try:
+            if self._log.broken or not self._log.fits(class_index):
+                self._compact()
+            try:
+                self._append(kind, body, count, measured)
+            except StoreIoError:
+                self._compact()  # no other record takes that sequence in the old bank
+                self._append(kind, body, count, measured)
+        except AnchorUnreachable as error:
+            raise DeviceError(f"the log is full and the state cannot be anchored: {error.message}") from None
+        except Broken as error:
+            self._give_up_writing(error)
+            raise DeviceError(f"the medium failed for good: {error.message}") from None
+        except StoreIoError as error:
+            raise DeviceError(f"the medium failed: {error.message}") from None
+
+    def _append(self, kind: int, body: bytes, count: int, measured: _Measured) -> None:
+        point, raw = self._log.append(kind, body, count=count, live=measured.live, security=measured.security)
+        if self._freshness is not None and self._attached:
+            self._freshness.add(point, raw, data=kind == record.TRANSACTION)
+        self._trace(StoreCommitted(counter=point.counter, root=point.root, record_bytes=len(raw)))
+
+    def _compact(self) -> None:
+        """Anchor the present state, then rewrite it into the other bank (section 4 item 6)."""
+        if self._attached:
+            self._advance(self._config.doubt_s)
+        anchored = self._freshness.anchored if self._freshness else self._log.history.header.anchored
+        variables = self._variables
+        if self._doubt is not None and self._doubt.journal:  # the log is ahead of what was acknowledged
+            variables = dict(variables)
+            operations.apply(self._doubt.journal, variables)
+        point, entry = self._log.compact(variables, anchored)
+        if self._freshness is not None and self._attached:
+            self._freshness.add(point, entry, data=False)
+
+    def _advance(self, patience: float) -> None:
+        assert self._freshness is not None
+        self._freshness.advance(self._log.history.header.key_version, patience=patience)
+
+    def _give_up_writing(self, error: StoreIoError) -> None:
+        if not self.read_only:
+            self.read_only = True
+            self._trace(StoreReadOnly(detail=error.message))
+
+    # --- doubt ------------------------------------------------------------------------------------
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise NotReady("the store is closed")
+        if self._freshness is not None:
+            self._freshness.check_not_fenced()
+
+    def _require_writable(self) -> None:
+        if self.read_only:
+            raise DeviceError("the store is read-only since a write failed")
+        if self._doubt is not None:
+            try:
+                self._settle(self._config.doubt_s)
+            except AnchorUnreachable as error:
+                raise DeviceError(f"an earlier commit is in doubt: {error.message}") from None
+        if self.read_only:
+            raise DeviceError("the store is read-only since a write failed")
+
+    def _settle(self, patience: float) -> None:
+        """Resolve a commit in doubt: anchor it, then take it back, because the guest was told "no" (R14).
+
+        Raises AnchorUnreachable: still in doubt.
+        """
+        doubt = self._doubt
+        if doubt is None:
+            return
+        self._confirm(patience)
+        if doubt.journal:
+            back = operations.inverse(doubt.journal, self._variables)
+            body = b"".join(operations.encode(change) for change in back)
+            if self._log.history.geometry.class_for(len(body)) is None:
+                self._give_up_writing(StoreIoError("a refused commit is too large to be taken back"))
+                self._doubt = None
+                return
+            if back:
+                self._write(record.TRANSACTION, body, len(back), _Measured(self._live, self._security_live, True))
+            self._doubt = _Doubt(())
+            self._confirm(patience)
+        self._doubt = None
+
+    def _confirm(self, patience: float) -> None:
+        if self._attached:
+            self._advance(patience)
+        elif self._freshness is not None:
+            self._freshness.renew()
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def require_lease(self) -> None:
+        """Before anything is served, reads included: raises AnchorFenced once the lease is lost (T20)."""
+        with self._lock:
+            if self._freshness is not None:
+                self._freshness.require_lease()
+
+    def tick(self) -> float:
+        """Renew, anchor what is due, settle doubts. Returns the seconds until it wants to be called again.
+
+        Raises AnchorFenced: the guest stops. An unreachable broker is no error here.
+        """
+        with self._lock:
+            freshness = self._freshness
+            if self._closed or freshness is None:
+                return 60.0
+            freshness.require_lease()
+            try:
+                if self._doubt is not None:
+                    self._settle(0)
+                bounded = self._attached and self.mode is Mode.BOUNDED
+                late = bounded and self._window_used(freshness)
+                if self._attached and (freshness.in_doubt or late or freshness.wants_renewal):
+                    self._advance(0)
+                if freshness.wants_renewal:
+                    freshness.renew()
+            except (AnchorUnreachable, DeviceError):
+                return min(1.0, self._config.window_s / 4)
+            if bounded and freshness.open_commits:
+                return max(0.05, self._config.window_s / 2 - (self._clock() - freshness.oldest))
+            return max(0.1, freshness.lease_s / 3 - freshness.age)
+
+    # --- close ------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Write the close record, anchor it, give the lease back. The medium stays its owner's.
+
+        Raises what `tick` and the anchor raise; the store is closed in any case.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._freshness is not None:
+                self._freshness.check_not_fenced()
+            if self._doubt is not None:
+                self._settle(self._config.doubt_s)
+            if not (self.read_only or self._log.broken) and self._log.fits(0):
+                measured = _Measured(self._live, self._security_live, False)
+                with contextlib.suppress(StoreIoError):
+                    self._append(record.CLOSE, b"", 0, measured)
+            if self._freshness is not None:
+                if self._attached:
+                    self._advance(self._config.doubt_s)
+                self._freshness.seal()

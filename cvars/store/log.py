@@ -1,0 +1,276 @@
+"""The writing half: one record per commit, and compaction into the other bank.
+
+Source: sealed-store section 6. Order of every compaction: snapshot, barrier, header, barrier. A record that
+failed is written again byte for byte or its bank is left (SS-11); a header that failed is completed, or
+nothing is ever written again.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from cvars.errors import StoreIoError
+from cvars.store import record, snapshot
+from cvars.store.anchor import AnchorPoint
+from cvars.store.geometry import CLASSES, HEADER_BLOCK, HEADER_BYTES, Geometry
+from cvars.store.header import MAJOR, MEDIUM_FILE, MINOR, BankHeader, header_block
+from cvars.store.history import History, begin
+from cvars.store.keys import RootKeys
+from cvars.store.medium import Medium, flush, write_all
+from cvars.trace import StoreCompacted, Trace
+from cvars.variables.model import Key, Variable
+
+ATTEMPTS: Final = 3
+
+
+class Broken(StoreIoError):
+    """Writing failed where going on could hide or lose a commit: nothing more is written."""
+
+
+class Log:
+    """The active bank of one session, and the medium under it."""
+
+    def __init__(
+        self,
+        medium: Medium,
+        history: History,
+        *,
+        root: RootKeys,
+        suite: int,
+        session: int,
+        salt: bytes,
+        mode: int,
+        window: int,
+        highest_generation: int,
+        random: Callable[[int], bytes],
+        trace: Trace,
+    ) -> None:
+        self._medium = medium
+        self._root = root
+        self._suite = suite
+        self._salt = salt
+        self._mode = mode
+        self._window = window
+        self._random = random
+        self._trace = trace
+        self.history = history
+        self.session = session
+        self.highest_generation = highest_generation
+        self.broken = False
+        self._erased_to = history.geometry.bank_size
+
+    @property
+    def frame(self) -> int:
+        """Frame size."""
+        return self.history.geometry.frame
+
+    def fits(self, class_index: int) -> bool:
+        """Whether a record of that class fits behind the tail (on NOR: into erased cells)."""
+        return self.history.tail + CLASSES[class_index] * self.frame <= self._erased_to
+
+    def find_erased(self, image: bytes, *, repaired: bool) -> None:
+        """On NOR only erased cells take a record: see at mount how far they reach behind the tail."""
+        header, tail = self.history.header, self.history.tail
+        if header.medium == MEDIUM_FILE:
+            return
+        rest = image[header.bank_offset + tail : header.bank_offset + header.bank_size]
+        self._erased_to = tail + (0 if repaired else len(rest) - len(rest.lstrip(b"\xff")))
+
+    def append(
+        self, kind: int, body: bytes, *, count: int, live: int, security: bool = False
+    ) -> tuple[AnchorPoint, bytes]:
+        """Seal and write one record: one write, one barrier. The caller made sure that it fits.
+
+        Returns the new point and the record. Raises StoreIoError after the last attempt: then this bank
+        takes no other record (`broken`), only a compaction leads on.
+        """
+        if self.broken:
+            raise Broken("an earlier write failed: this bank takes no more records")
+        history = self.history
+        class_index = history.geometry.class_for(len(body))
+        assert class_index is not None
+        sequence = history.point.counter + 1
+        raw = record.seal(
+            history.keys,
+            frame=self.frame,
+            offset=history.tail,
+            class_index=class_index,
+            part=0,
+            session=self.session,
+            salt=self._salt,
+            sequence=sequence,
+            previous=history.point.root,
+            kind=kind,
+            flags=record.SECURITY if security else 0,
+            count=count,
+            live=live,
+            body=body,
+        )
+        self._durable(((history.header.bank_offset + history.tail, raw),))
+        history.point = AnchorPoint(sequence, history.keys.chain(history.point.root, raw))
+        history.tail += len(raw)
+        history.live = live
+        return history.point, raw
+
+    def _durable(self, writes: tuple[tuple[int, bytes], ...]) -> None:
+        """Write each with a barrier behind it; on an error all of it again, byte for byte (SS-11, T26)."""
+        for attempt in range(ATTEMPTS):
+            try:
+                for offset, data in writes:
+                    write_all(self._medium, offset, data)
+                    flush(self._medium)
+            except StoreIoError:
+                self.broken = True
+                if attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                self.broken = False
+                return
+
+    def compact(self, variables: dict[Key, Variable], anchored: AnchorPoint) -> tuple[AnchorPoint, bytes]:
+        """Write the live state into the other bank; return the new point and its escrow entry.
+
+        ``anchored``: the last verified anchor point. Raises StoreIoError: before the header nothing has
+        changed (`Broken` is not raised); `Broken`: at the header, and nothing may be written any more.
+        """
+        old = self.history
+        geometry = old.geometry
+        offset = geometry.other(old.header.bank_offset)
+        self.highest_generation += 1
+        draft = new_header(
+            geometry,
+            offset,
+            root=self._root,
+            vm_binding=old.header.vm_binding,
+            suite=self._suite,
+            medium=old.header.medium,
+            mode=self._mode,
+            window=self._window,
+            generation=self.highest_generation,
+            session=self.session,
+            base_sequence=old.point.counter + 1,
+            parent=old.point.root,
+            previous_key_version=old.header.key_version,
+            anchored=anchored,
+            bank_salt=self._random(32),
+        )
+        history, raw, sealed = write_snapshot(draft, self._root, geometry, variables, self._salt)
+        self.write_bank(offset, raw, sealed)
+        self.history = history
+        self.broken = False
+        self._erased_to = geometry.bank_size
+        self._trace(
+            StoreCompacted(
+                generation=history.header.generation,
+                counter=history.point.counter,
+                root=history.point.root,
+                snapshot_bytes=history.header.snapshot_bytes,
+            )
+        )
+        return history.point, raw + self._salt
+
+    def write_bank(self, offset: int, raw: bytes, sealed: bytes) -> None:
+        """Snapshot, barrier, header block, barrier."""
+        was = self.broken
+        self.prepare_bank(offset)
+        body = (offset + HEADER_BLOCK, sealed)
+        write_all(self._medium, *body)
+        flush(self._medium)
+        try:
+            write_all(self._medium, offset, header_block(raw))
+            flush(self._medium)
+        except StoreIoError:
+            # the header may be durable: complete everything once more, or stop
+            try:
+                self._durable((body, (offset, header_block(raw))))
+            except StoreIoError as error:
+                self.broken = True
+                raise Broken(f"a compaction could not be completed: {error.message}") from error
+        self.broken = was
+
+    def prepare_bank(self, offset: int) -> None:
+        """Make the bank ready to be written: NOR cells are erased first."""
+        if self.history.header.medium != MEDIUM_FILE:
+            erase(self._medium, offset, self.history.geometry.bank_size)
+
+
+def erase(medium: Medium, offset: int, size: int) -> None:
+    """Erase NOR cells: by the medium's own call when it has one, else by writing ones. Then a barrier."""
+    own = getattr(medium, "erase", None)
+    if own is not None:
+        try:
+            own(offset, size)
+        except OSError as error:
+            raise StoreIoError(f"erase: {error.strerror or error}") from error
+    else:
+        write_all(medium, offset, b"\xff" * size)
+    flush(medium)
+
+
+def new_header(
+    geometry: Geometry,
+    offset: int,
+    *,
+    root: RootKeys,
+    vm_binding: bytes,
+    suite: int,
+    medium: int,
+    mode: int,
+    window: int,
+    generation: int,
+    session: int,
+    base_sequence: int,
+    parent: bytes,
+    previous_key_version: int,
+    anchored: AnchorPoint,
+    bank_salt: bytes,
+) -> BankHeader:
+    """A header whose sizes and digest `snapshot.build` fills in."""
+    return BankHeader(
+        MAJOR,
+        MINOR,
+        suite,
+        medium,
+        geometry.log2_frame,
+        mode,
+        geometry.image_size,
+        offset,
+        geometry.bank_size,
+        generation,
+        root.store_id,
+        vm_binding,
+        root.version,
+        0,
+        base_sequence,
+        session,
+        bank_salt,
+        parent,
+        0,
+        0,
+        previous_key_version,
+        anchored,
+        bytes(32),
+        root.key_check,
+        window,
+    )
+
+
+def write_snapshot(
+    draft: BankHeader,
+    root: RootKeys,
+    geometry: Geometry,
+    variables: dict[Key, Variable],
+    salt: bytes,
+) -> tuple[History, bytes, bytes]:
+    """Seal ``variables`` under ``draft``: the history it starts, the 512-byte header, the sealed snapshot."""
+    keys = root.bank(
+        generation=draft.generation,
+        bank_salt=draft.bank_salt,
+        suite=draft.suite,
+        geometry=geometry,
+        bank_offset=draft.bank_offset,
+    )
+    built = snapshot.build(draft, keys, geometry, variables, salt=salt)
+    raw = built.header.seal(root.header_key)
+    assert len(raw) == HEADER_BYTES
+    history = begin(built.header, keys, geometry, snapshot.Read(dict(variables), built.live, salt), raw)
+    return history, raw, built.sealed
