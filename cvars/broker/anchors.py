@@ -1,0 +1,293 @@
+"""Anchor records in the database: read, decide (`record`), then one conditional UPDATE on the version.
+
+Whoever loses the race reads again and decides again, so that no decision rests on a record that has moved on.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from cvars.broker.database import HISTORY, VM_KEYS, VMS, Database
+from cvars.broker.record import RING_BYTES, Change, Lease, Record, Refused
+from cvars.broker.secrets import Keyring
+from cvars.release.encoding import canonical
+from cvars.store.anchor import AnchorPoint
+
+_ATTEMPTS: Final = 64
+_SELECT: Final = sa.select(VMS).where(VMS.c.vm_id == sa.bindparam("b_vm"))
+_COLUMNS: Final = [c.name for c in VMS.c if c.name != "vm_id"]
+_UPDATE: Final = (
+    sa.update(VMS)
+    .where(VMS.c.vm_id == sa.bindparam("b_vm"), VMS.c.version == sa.bindparam("b_version"))
+    .values({name: sa.bindparam(name) for name in _COLUMNS})
+)
+_RENEW: Final = (
+    sa.update(VMS)
+    .where(VMS.c.vm_id == sa.bindparam("b_vm"), VMS.c.version == sa.bindparam("b_version"))
+    .values(lease_expires=sa.bindparam("b_expires"))
+)
+_RING: Final = (
+    sa.select(HISTORY.c.version, HISTORY.c.escrow, HISTORY.c.escrow_bytes, HISTORY.c.start_counter,
+              HISTORY.c.start_root, HISTORY.c.key_version)
+    .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.escrow.is_not(None))
+    .order_by(HISTORY.c.version)
+)  # fmt: skip
+_RING_SIZES: Final = (
+    sa.select(HISTORY.c.version, HISTORY.c.escrow_bytes, HISTORY.c.start_counter, HISTORY.c.start_root,
+              HISTORY.c.key_version)
+    .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.escrow.is_not(None))
+    .order_by(HISTORY.c.version)
+)  # fmt: skip
+_FORGET: Final = (
+    sa.update(HISTORY)
+    .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.version <= sa.bindparam("b_upto"))
+    .where(HISTORY.c.escrow.is_not(None))
+    .values(escrow=None)
+)
+
+
+class Exists(Exception):
+    """A record of that name is there already."""
+
+
+class AnchorStore:
+    """All anchor records of one database."""
+
+    def __init__(self, database: Database, keyring: Keyring) -> None:
+        self._db = database
+        self._keyring = keyring
+
+    def get(self, vm_id: str) -> Record | None:
+        """The record as it is now."""
+        with self._db.read() as connection:
+            row = connection.execute(_SELECT, {"b_vm": vm_id}).mappings().first()
+        return None if row is None else _record(row)
+
+    def all(self) -> list[Record]:
+        """Every record, by name."""
+        with self._db.read() as connection:
+            return [_record(r) for r in connection.execute(sa.select(VMS).order_by(VMS.c.vm_id)).mappings()]
+
+    def escrow(self, vm_id: str) -> bytes:
+        """The sealed entries of the ring, oldest first."""
+        with self._db.read() as connection:
+            return b"".join(bytes(row.escrow) for row in connection.execute(_RING, {"b_vm": vm_id}))
+
+    def read_consistent(self, vm_id: str) -> tuple[Record, bytes]:
+        """Record and ring of one instant."""
+        with self._db.write() as connection:
+            row = connection.execute(_SELECT, {"b_vm": vm_id}).mappings().one()
+            ring = b"".join(bytes(r.escrow) for r in connection.execute(_RING, {"b_vm": vm_id}))
+        return _record(row), ring
+
+    def enrol(self, record: Record, *, now: float, reason: str) -> Record:
+        """Create the record and its VM master. Raises ``Exists``."""
+        entry = _entry(record.vm_id, 1, now, "enrol", {"reason": reason, "identity": record.identity})
+        digest = _link(bytes(32), entry)
+        after = replace(record, version=1, history=digest)
+        try:
+            with self._db.write() as connection:
+                connection.execute(sa.insert(VMS), {"vm_id": record.vm_id} | _row(after))
+                self._create_key(connection, record.vm_id, record.key_version)
+                connection.execute(sa.insert(HISTORY), _history(after, entry, digest))
+        except sa.exc.IntegrityError:
+            raise Exists(record.vm_id) from None
+        return after
+
+    def apply(self, vm_id: str, decide: Callable[[Record], Change], *, now: float) -> Record:
+        """Decide on the record and make it durable. Raises ``Refused``; 404 when there is no such record."""
+        for _ in range(_ATTEMPTS):
+            record = self.get(vm_id)
+            if record is None:
+                raise Refused(404, "anchor.unknown", "ANCHOR-UNKNOWN", "no record of that name")
+            change = decide(record)
+            if change.same:
+                return record
+            done = self._renew(record, change) if change.renewal else self._commit(record, change, now)
+            if done is not None:
+                return done
+        raise Refused(503, "broker.busy", "ANCHOR-BUSY", "too much contention on one record")
+
+    def _renew(self, record: Record, change: Change) -> Record | None:
+        """A longer lease is no transition of the record: no version, no history."""
+        assert change.record.lease is not None
+        with self._db.write() as connection:
+            done = connection.execute(
+                _RENEW,
+                {"b_vm": record.vm_id, "b_version": record.version, "b_expires": change.record.lease.expires},
+            )
+            return change.record if done.rowcount == 1 else None
+
+    def _commit(self, record: Record, change: Change, now: float) -> Record | None:
+        version = record.version + 1
+        entry = _entry(record.vm_id, version, now, change.kind, change.detail)
+        digest = _link(record.history, entry)
+        after = replace(change.record, version=version, history=digest)
+        with self._db.write() as connection:
+            forget = 0
+            if change.restart or change.drop_below is not None or change.item is not None:
+                after, forget = self._ring(connection, after, change)
+            parameters = {"b_vm": record.vm_id, "b_version": record.version} | _row(after)
+            if connection.execute(_UPDATE, parameters).rowcount != 1:
+                connection.rollback()
+                return None
+            connection.execute(sa.insert(HISTORY), _history(after, entry, digest, change))
+            if forget:
+                connection.execute(_FORGET, {"b_vm": record.vm_id, "b_upto": forget})
+            for key_version in change.destroy:
+                connection.execute(
+                    sa.delete(VM_KEYS).where(VM_KEYS.c.vm_id == record.vm_id, VM_KEYS.c.key_version == key_version)
+                )
+            if change.create is not None:
+                self._create_key(connection, record.vm_id, change.create)
+        return after
+
+    def _ring(self, connection: Connection, after: Record, change: Change) -> tuple[Record, int]:
+        """The ring after the change: (record with its base and size, history version to forget up to)."""
+        added = len(change.item.data) if change.item else 0
+        if not change.restart and change.drop_below is None and after.ring_bytes + added <= RING_BYTES:
+            return replace(after, ring_bytes=after.ring_bytes + added), 0
+        rows = list(connection.execute(_RING_SIZES, {"b_vm": after.vm_id}))
+        forget, size = 0, sum(row.escrow_bytes for row in rows) + added
+        if change.restart:
+            return replace(after, ring_bytes=added), rows[-1].version if rows else 0
+        kept = list(rows)
+        while kept and (
+            size > RING_BYTES or (change.drop_below is not None and kept[0].key_version < change.drop_below)
+        ):
+            gone = kept.pop(0)
+            forget, size = gone.version, size - gone.escrow_bytes
+        if kept:
+            base = AnchorPoint(kept[0].start_counter, bytes(kept[0].start_root))
+        else:
+            base = change.item.start if change.item else after.point
+        return replace(after, ring_bytes=size, base=base), forget
+
+    def _create_key(self, connection: Connection, vm_id: str, key_version: int) -> None:
+        wrapped = self._keyring.wrap(self._keyring.random(32), f"vm-master/{vm_id}/{key_version}".encode())
+        connection.execute(sa.insert(VM_KEYS), {"vm_id": vm_id, "key_version": key_version, "wrapped": wrapped})
+
+    def store_keys(self, vm_id: str, versions: Sequence[int]) -> list[bytes] | None:
+        """The derived 32-byte store keys, in that order; None when one was destroyed."""
+        with self._db.read() as connection:
+            query = sa.select(VM_KEYS.c.key_version, VM_KEYS.c.wrapped).where(VM_KEYS.c.vm_id == vm_id)
+            found = {row.key_version: bytes(row.wrapped) for row in connection.execute(query)}
+        if not all(version in found for version in versions):
+            return None
+        out = []
+        for version in versions:
+            master = self._keyring.unwrap(found[version], f"vm-master/{vm_id}/{version}".encode())
+            out.append(self._keyring.store_key(master, vm_id, version))
+        return out
+
+    def history(self, vm_id: str, *, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """The transitions of a record in order, each with its hash in hex."""
+        query = (
+            sa.select(HISTORY.c.entry, HISTORY.c.hash)
+            .where(HISTORY.c.vm_id == vm_id, HISTORY.c.version > after)
+            .order_by(HISTORY.c.version)
+            .limit(limit)
+        )
+        with self._db.read() as connection:
+            return [json.loads(r.entry) | {"hash": bytes(r.hash).hex()} for r in connection.execute(query)]
+
+
+def verify_history(entries: Sequence[dict[str, Any]]) -> int | None:
+    """The version of the first entry that breaks the chain, or None (a complete history from version 1)."""
+    previous = bytes(32)
+    for number, line in enumerate(entries, 1):
+        entry = {k: v for k, v in line.items() if k != "hash"}
+        previous = _link(previous, canonical(entry))
+        if line["hash"] != previous.hex() or line["version"] != number:
+            return number
+    return None
+
+
+def _entry(vm_id: str, version: int, now: float, kind: str, detail: dict[str, Any]) -> bytes:
+    return canonical({"vm_id": vm_id, "version": version, "at": round(now, 3), "kind": kind, "detail": detail})
+
+
+def _link(previous: bytes, entry: bytes) -> bytes:
+    return hashlib.sha256(previous + entry).digest()
+
+
+def _history(after: Record, entry: bytes, digest: bytes, change: Change | None = None) -> dict[str, Any]:
+    item = change.item if change else None
+    return {
+        "vm_id": after.vm_id,
+        "version": after.version,
+        "entry": entry.decode(),
+        "hash": digest,
+        "escrow": item.data if item else None,
+        "escrow_bytes": len(item.data) if item else 0,
+        "start_counter": item.start.counter if item else None,
+        "start_root": item.start.root if item else None,
+        "key_version": item.key_version if item else None,
+    }
+
+
+def _row(record: Record) -> dict[str, Any]:
+    lease = record.lease
+    return {
+        "store_id": record.store_id,
+        "policy": record.policy,
+        "mode": record.mode,
+        "state": record.state,
+        "thawed": record.thawed,
+        "epoch": record.epoch,
+        "counter": record.point.counter,
+        "root": record.point.root,
+        "from_counter": record.previous.counter,
+        "from_root": record.previous.root,
+        "advance_epoch": record.advance_epoch,
+        "base_counter": record.base.counter,
+        "base_root": record.base.root,
+        "ring_bytes": record.ring_bytes,
+        "key_version": record.key_version,
+        "key_old": record.key_old,
+        "key_written_epoch": record.key_written_epoch,
+        "floor_format": record.floor_format,
+        "floor_suites": ",".join(map(str, record.floor_suites)),
+        "version": record.version,
+        "lease_holder": lease.holder if lease else None,
+        "lease_instance": lease.instance if lease else None,
+        "lease_expires": lease.expires if lease else None,
+        "acquires": record.acquires,
+        "provision_epoch": record.provision_epoch,
+        "identity": record.identity,
+        "history": record.history,
+    }
+
+
+def _record(row: RowMapping) -> Record:
+    holder = row["lease_holder"]
+    return Record(
+        vm_id=row["vm_id"],
+        store_id=bytes(row["store_id"]),
+        policy=row["policy"],
+        mode=row["mode"],
+        state=row["state"],
+        thawed=row["thawed"],
+        epoch=row["epoch"],
+        point=AnchorPoint(row["counter"], bytes(row["root"])),
+        previous=AnchorPoint(row["from_counter"], bytes(row["from_root"])),
+        advance_epoch=row["advance_epoch"],
+        base=AnchorPoint(row["base_counter"], bytes(row["base_root"])),
+        ring_bytes=row["ring_bytes"],
+        key_version=row["key_version"],
+        key_old=row["key_old"],
+        key_written_epoch=row["key_written_epoch"],
+        floor_format=row["floor_format"],
+        floor_suites=tuple(int(s) for s in row["floor_suites"].split(",")),
+        version=row["version"],
+        lease=Lease(holder, row["lease_instance"], row["lease_expires"]) if holder else None,
+        acquires=row["acquires"],
+        provision_epoch=row["provision_epoch"],
+        identity=row["identity"],
+        history=bytes(row["history"]),
+    )

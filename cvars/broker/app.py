@@ -1,0 +1,184 @@
+"""The HTTP application: parts in, ASGI out. What touches the world is handed in, or opened in `open_broker`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from cvars import __version__
+from cvars.broker import messages, routes_kbs, routes_native
+from cvars.broker.anchors import AnchorStore
+from cvars.broker.audit import AuditLog
+from cvars.broker.config import BrokerConfig, ConfigMistake, read_private_file
+from cvars.broker.database import Database
+from cvars.broker.http import Edge, answer_exceptions
+from cvars.broker.openapi import components
+from cvars.broker.policies import PolicySet
+from cvars.broker.policy.load import PolicyError, read_yaml
+from cvars.broker.resources import Resources
+from cvars.broker.secrets import KEY_SIZE, Keyring
+from cvars.broker.service import Broker
+from cvars.broker.sessions import MemorySessions
+from cvars.broker.tokens import TokenIssuer
+from cvars.broker.verifier import Verifier
+from cvars.errors import NotYet
+from cvars.release.statements import SigningKey, load_private
+
+_MODELS = [
+    value
+    for value in vars(messages).values()
+    if isinstance(value, type) and issubclass(value, messages.Body) and value is not messages.Body
+]
+
+
+def open_broker(
+    config: BrokerConfig,
+    *,
+    clock: Callable[[], float],
+    random: Callable[[int], bytes],
+    verifier: Verifier | None = None,
+) -> Broker:
+    """Open database, keys, policies and log as ``config`` says.
+
+    ``verifier`` replaces the one with compiled-in (and, under simulation, configured) roots.
+
+    Raises:
+        ConfigMistake, PolicyError, OutsideFailure: nothing is served.
+    """
+    config.check()
+    master = read_key(config, config.secrets.master_key, "the master key")
+    old = [read_key(config, k, "an old master key") for k in config.secrets.old_keys]
+    keyring = Keyring(master, random, old)
+    signer = _signing_key(config, config.identity.signing_key, "the signing key")
+    tokens = TokenIssuer(
+        _p256(config, config.identity.token_key, "the token key"),
+        config.identity.broker_id,
+        _p256(config, config.identity.simulated_token_key, "the simulated token key")
+        if config.simulation
+        else None,
+    )
+    verifier = verifier or make_verifier(config)
+    database = Database(config.database_url)
+    database.create()
+    policies = PolicySet(verifier)
+    load_policies(config, policies, verifier)
+    audit = AuditLog(None if config.audit.file is None else config.path(config.audit.file), clock=clock)
+    return Broker(
+        broker_id=config.identity.broker_id,
+        db=database,
+        anchors=AnchorStore(database, keyring),
+        resources=Resources(database, keyring),
+        keyring=keyring,
+        sessions=MemorySessions(random, limit=config.sessions.limit, per_source=config.sessions.per_source),
+        tokens=tokens,
+        signer=signer,
+        policies=policies,
+        verifier=verifier,
+        audit=audit,
+        clock=clock,
+        random=random,
+        versions=frozenset(config.attestation.versions),
+        profile_c=config.attestation.profile_c,
+        skip_checks=frozenset(config.simulated.skip_checks),
+    )
+
+
+def create_app(broker: Broker, *, body_timeout_s: float = 10.0, inline: bool = False) -> Any:  # noqa: ANN401 - ASGI
+    """The ASGI application around ``broker``. ``inline``: no threads, for the lab's process."""
+    app = FastAPI(
+        title="cvars key broker",
+        version=__version__,
+        summary="Attestation-gated key release with a freshness anchor; speaks Trustee's KBS 0.4.0.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.broker = broker
+    app.state.inline = inline
+    app.state.body_timeout_s = body_timeout_s
+    app.include_router(routes_kbs.router)
+    app.include_router(routes_native.router)
+    answer_exceptions(app)
+    _with_schemas(app)
+    app.router.redirect_slashes = False
+    return Edge(app, random=broker.random, observe=_ignore)
+
+
+def _ignore(*_: object) -> None:
+    """Nothing to observe."""
+
+
+def _with_schemas(app: FastAPI) -> None:
+    """Add the schemas that handlers name but FastAPI does not see."""
+    build = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = build()
+        document.setdefault("components", {}).setdefault("schemas", {}).update(components(_MODELS))
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def make_verifier(config: BrokerConfig) -> Verifier:
+    """`cvars.attest` with production roots; simulated ones only under --simulation (ROOT-3)."""
+    raise NotYet("the verifier of evidence is not part of this build", where=str(config.folder))
+
+
+def load_policies(config: BrokerConfig, policies: PolicySet, verifier: Verifier) -> None:
+    """Read all policy and reference files. Raises ``PolicyError``; then the old ones stay active."""
+    references: dict[str, Any] = {}
+    for file in _files(config, config.policy.references):
+        document = read_yaml(file.read_text(), where=str(file))
+        if not isinstance(document, Mapping):
+            raise PolicyError("a file of reference values maps names to values", where=str(file))
+        for name, value in document.items():
+            try:
+                references[str(name)] = verifier.reference(value)
+            except (ValueError, ValidationError) as error:
+                raise PolicyError(f"{name}: {error}", where=str(file)) from None
+    policies.load({str(f): f.read_text() for f in _files(config, config.policy.files)}, references=references)
+
+
+def _files(config: BrokerConfig, patterns: list[str]) -> list[Path]:
+    return sorted({file for pattern in patterns for file in config.folder.glob(pattern)})
+
+
+def read_key(config: BrokerConfig, source: str, what: str) -> bytes:
+    """A 32-byte key from a private file, ``env:NAME`` (hex) or ``credential:NAME`` (systemd).
+
+    Raises ``ConfigMistake``.
+    """
+    import os  # noqa: PLC0415
+
+    if source.startswith("env:"):
+        text = os.environ.pop(source[4:], "")
+        try:
+            key = bytes.fromhex(text)
+        except ValueError:
+            raise ConfigMistake(f"{what}: {source} is not hex") from None
+    elif source.startswith("credential:"):
+        folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
+        key = read_private_file(Path(folder) / source[11:], what)
+    else:
+        key = read_private_file(config.path(source), what)
+    if len(key) != KEY_SIZE:
+        raise ConfigMistake(f"{what} has {len(key)} bytes, wanted {KEY_SIZE}", where=source)
+    return key
+
+
+def _signing_key(config: BrokerConfig, source: str, what: str) -> SigningKey:
+    try:
+        return load_private(read_private_file(config.path(source), what))
+    except (ValueError, TypeError) as error:
+        raise ConfigMistake(f"{what}: {error}", where=source) from None
+
+
+def _p256(config: BrokerConfig, source: str, what: str) -> SigningKey:
+    key = _signing_key(config, source, what)
+    if not isinstance(key.private, ec.EllipticCurvePrivateKey):
+        raise ConfigMistake(f"{what} must be P-256 (ES256)", where=source)
+    return key

@@ -1,0 +1,205 @@
+"""The broker's durable state: SQLite (WAL) by default, PostgreSQL for several replicas (D8).
+
+Every one-time or monotonic transition is one conditional UPDATE whose row count decides who won. A write is
+durable before it is answered: SQLite runs with ``synchronous=FULL``, PostgreSQL with its default.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from cvars.errors import OutsideFailure, UsageMistake
+
+METADATA: Final = sa.MetaData()
+
+#: the anchor record of key-release 5.1, one row per VM
+VMS: Final = sa.Table(
+    "vms",
+    METADATA,
+    sa.Column("vm_id", sa.String(128), primary_key=True),
+    sa.Column("store_id", sa.LargeBinary(16), nullable=False),
+    sa.Column("policy", sa.String(128)),
+    sa.Column("mode", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("thawed", sa.String(16)),  # the state under `frozen`
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("counter", sa.BigInteger, nullable=False),
+    sa.Column("root", sa.LargeBinary(32), nullable=False),
+    sa.Column("from_counter", sa.BigInteger, nullable=False),  # predecessor of the last advance (idempotence)
+    sa.Column("from_root", sa.LargeBinary(32), nullable=False),
+    sa.Column("advance_epoch", sa.BigInteger, nullable=False),
+    sa.Column("base_counter", sa.BigInteger, nullable=False),
+    sa.Column("base_root", sa.LargeBinary(32), nullable=False),
+    sa.Column("ring_bytes", sa.BigInteger, nullable=False),
+    sa.Column("key_version", sa.BigInteger, nullable=False),
+    sa.Column("key_old", sa.BigInteger),
+    sa.Column("key_written_epoch", sa.BigInteger),  # first epoch that advanced under key_version after a rotation
+    sa.Column("floor_format", sa.Integer, nullable=False),
+    sa.Column("floor_suites", sa.String(32), nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("lease_holder", sa.String(64)),
+    sa.Column("lease_instance", sa.String(64)),
+    sa.Column("lease_expires", sa.Float(53)),
+    sa.Column("acquires", sa.BigInteger, nullable=False),  # since the last advance
+    sa.Column("provision_epoch", sa.BigInteger, nullable=False),
+    sa.Column("identity", sa.Text),  # measured identity, recorded by `enrol: first-use`
+    sa.Column("history", sa.LargeBinary(32), nullable=False),
+)
+
+#: one row per transition of a record, hash-chained per VM; rows that are in the escrow ring keep their bytes
+HISTORY: Final = sa.Table(
+    "history",
+    METADATA,
+    sa.Column("vm_id", sa.String(128), primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("entry", sa.Text, nullable=False),  # canonical JSON
+    sa.Column("hash", sa.LargeBinary(32), nullable=False),
+    sa.Column("escrow", sa.LargeBinary),
+    sa.Column("escrow_bytes", sa.Integer, nullable=False, default=0),
+    sa.Column("start_counter", sa.BigInteger),  # the point before this item
+    sa.Column("start_root", sa.LargeBinary(32)),
+    sa.Column("key_version", sa.BigInteger),
+)
+
+#: wrapped 32-byte VM masters, one per key version: deleting the row destroys the key (SS-19)
+VM_KEYS: Final = sa.Table(
+    "vm_keys",
+    METADATA,
+    sa.Column("vm_id", sa.String(128), primary_key=True),
+    sa.Column("key_version", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("wrapped", sa.LargeBinary, nullable=False),
+)
+
+#: other secrets, wrapped
+RESOURCES: Final = sa.Table(
+    "resources",
+    METADATA,
+    sa.Column("path", sa.String(400), primary_key=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("policy_digest", sa.String(64), nullable=False),
+    sa.Column("wrapped", sa.LargeBinary, nullable=False),
+)
+
+#: typed policies and stock Rego texts that were uploaded; `generation` orders the changes of all replicas
+POLICIES: Final = sa.Table(
+    "policies",
+    METADATA,
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+)
+
+#: reference values, JSON
+REFERENCES: Final = sa.Table(
+    "reference_values",
+    METADATA,
+    sa.Column("name", sa.String(256), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+#: releases counted against `max_uses`
+USES: Final = sa.Table(
+    "uses",
+    METADATA,
+    sa.Column("policy", sa.String(128), primary_key=True),
+    sa.Column("vm_id", sa.String(128), primary_key=True),
+    sa.Column("count", sa.BigInteger, nullable=False),
+)
+
+#: counters of the installation: `policy_generation`, `schema`
+COUNTERS: Final = sa.Table(
+    "counters",
+    METADATA,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+#: sessions, when they are shared by replicas or kept over a restart
+SESSIONS: Final = sa.Table(
+    "sessions",
+    METADATA,
+    sa.Column("id_hash", sa.String(64), primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("created", sa.Float(53), nullable=False),
+    sa.Column("expires", sa.Float(53), nullable=False),
+    sa.Column("source", sa.String(64), nullable=False),
+    sa.Column("tee", sa.String(16), nullable=False),
+    sa.Column("nonce_hash", sa.String(64), nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("sealed", sa.LargeBinary),  # token, evidence and channel key, wrapped
+)
+
+
+class Database:
+    """Connections of one broker process."""
+
+    def __init__(self, url: str) -> None:
+        self.url = sa.make_url(url)
+        self.sqlite = self.url.get_backend_name() == "sqlite"
+        try:
+            if self.sqlite:
+                self.engine = self._sqlite()
+            else:
+                self.engine = sa.create_engine(url, pool_size=16, max_overflow=16, pool_pre_ping=True)
+        except ModuleNotFoundError as error:
+            raise UsageMistake(
+                f"database driver {error.name} is not installed", hint="pip install 'cvars[postgres]'"
+            ) from None
+        self._plain = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def _sqlite(self) -> Engine:
+        engine = sa.create_engine(
+            self.url, pool_size=16, max_overflow=16, connect_args={"check_same_thread": False, "timeout": 30.0}
+        )
+
+        @sa.event.listens_for(engine, "connect")
+        def configure(connection: Any, _record: object) -> None:  # noqa: ANN401 - DBAPI connection
+            connection.isolation_level = None  # transactions are begun below, explicitly
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+                connection.execute(f"PRAGMA {pragma}")
+
+        @sa.event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        return engine
+
+    def create(self) -> None:
+        """Make all tables that are not there (a fresh installation)."""
+        with self.engine.begin() as connection:
+            METADATA.create_all(connection, checkfirst=True)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Single SELECTs, outside of a transaction."""
+        with _outside(), self._plain.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction; durable when the block ends without an exception."""
+        with _outside(), self.engine.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+
+@contextlib.contextmanager
+def _outside() -> Iterator[None]:
+    """A database that does not answer is an outside failure, never a decision."""
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+        raise DatabaseDown(f"the database does not answer: {type(error).__name__}") from error
+
+
+class DatabaseDown(OutsideFailure):
+    """The database failed: what was asked for may or may not have happened."""
+
+    reason = "broker.database"
