@@ -51,3 +51,10 @@ def rng() -> random.Random:
 def exhaustive(request) -> bool:
     """True under `make test-exhaustive`."""
     return request.config.getoption("--exhaustive")
+
+
+@pytest.fixture(scope="session")
+def simulated_hardware(tmp_path_factory) -> Path:
+    """A folder for simulated roots, one for the whole run and all its workers: RSA-4096 keys take seconds."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "simulated-hardware"
