@@ -24,9 +24,10 @@ app = typer.Typer(
 #: noun modules of this package, each with an ``app``; and single commands, each with a function ``command``
 NOUNS: Final[tuple[str, ...]] = (
     "broker",
+    "profile",
     "store",
 )
-COMMANDS: Final[tuple[str, ...]] = ()
+COMMANDS: Final[tuple[str, ...]] = ("replay",)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback shape
