@@ -1,5 +1,7 @@
 """`cvars profile`: what each profile decides where the rules leave a choice."""
 
+# ruff: noqa: PLC0415 - the rooms are imported when the command runs: `cvars --help` stays fast
+
 from enum import Enum
 from typing import Annotated, Any
 

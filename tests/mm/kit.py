@@ -15,7 +15,7 @@ def message(function, payload=b"", status=0):
     return struct.pack("<QQ", function, status) + payload
 
 
-def access(function, guid, name, attributes=0, data=b"", data_size=None, name_size=None):
+def access(function, guid, name, attributes=0, data=b"", *, data_size=None, name_size=None):
     raw = name16(name) if isinstance(name, str) else name
     size = len(data) if data_size is None else data_size
     head = guid.bytes_le + struct.pack("<QQI", size, len(raw) if name_size is None else name_size, attributes)

@@ -10,6 +10,7 @@ from cvars.errors import EfiStatus, VariableError
 from cvars.variables import SPEC, Limits, initial_state, reset, step, stored
 from cvars.variables.model import Append, Delete, Key, Put
 from cvars.variables.names import APPEND, AT, AW, BS, ENH, HR, NV, RT  # noqa: F401 - for the tests
+from cvars.variables.refusals import NotFound
 from cvars.variables.requests import (
     EndOfDxe,
     ExitBootServices,
@@ -80,8 +81,7 @@ class Guest:
         while True:
             try:
                 at = self.ask(GetNextVariableName(at, 1 << 16))
-            except VariableError as error:
-                assert error.status == EfiStatus.NOT_FOUND
+            except NotFound:
                 return out
             out.append(at)
 
