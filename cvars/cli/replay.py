@@ -196,9 +196,8 @@ def _print_difference(judgement: Any, file: str, repeat: str) -> None:  # noqa: 
     where = f"#{exchange.step}" if is_capture else f"{exchange.scenario} #{exchange.step}"
     label = f"   {exchange.label.id}: {exchange.label.edk2}" if exchange.label else ""
     title = Message(exchange.request).title
-    say(
-        f"{where} {title}   expected {_outcome(judgement, ours=False)}   got {_outcome(judgement, ours=True)}{label}"
-    )
+    expected, got = _outcome(judgement, ours=False), _outcome(judgement, ours=True)
+    say(f"{where} {title}   expected {expected}   got {got}{label}")
     step = str(exchange.step) if is_capture else f"{exchange.scenario}:{exchange.step}"
     say(f"     cvars replay {file}{repeat} --only {step} -v")
     if SPEECH.verbose:

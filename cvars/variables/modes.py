@@ -37,8 +37,7 @@ MEASURED: Final = frozenset({SECURE_BOOT, PK, KEK, DB, DBX, DBT})
 
 #: what an image check is expected to understand: SHA-256, SHA-384, SHA-512, RSA-2048, X.509 (R82)
 SUPPORTED_TYPES: Final = b"".join(
-    kind.bytes_le
-    for kind in (siglist.SHA256, siglist.SHA384, siglist.SHA512, siglist.RSA2048, siglist.X509)
+    kind.bytes_le for kind in (siglist.SHA256, siglist.SHA384, siglist.SHA512, siglist.RSA2048, siglist.X509)
 )
 
 

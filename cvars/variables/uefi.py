@@ -19,6 +19,8 @@ _BR: Final = BS | RT
 END_TYPE: Final = 0x7F
 END_ENTIRE: Final = 0xFF
 END_INSTANCE: Final = 0x01
+KEY_OPTION: Final = 10  # bytes before the keys
+INPUT_KEY: Final = 4
 MAX_KEYS: Final = 3  # of a Key#### option
 
 
@@ -80,8 +82,9 @@ def _begins_with_path(data: bytes) -> bool:
 
 
 def is_key_option(data: bytes) -> bool:
-    """EFI_KEY_OPTION: 12 bytes, then at most three EFI_INPUT_KEYs of 4 bytes."""
-    return len(data) >= 12 and (len(data) - 12) % 4 == 0 and (len(data) - 12) // 4 <= MAX_KEYS
+    """EFI_KEY_OPTION: u32 KeyData, u32 CRC, u16 option number, then at most three EFI_INPUT_KEYs."""
+    keys = len(data) - KEY_OPTION
+    return keys >= 0 and keys % INPUT_KEY == 0 and keys // INPUT_KEY <= MAX_KEYS
 
 
 def _sized(size: int) -> Callable[[bytes], bool]:

@@ -12,6 +12,7 @@ from cvars.formats import qemu_json
 from cvars.variables.model import Key, Variable
 from cvars.variables.security import PRIVATE
 
+GOOD = {"name": "n", "guid": "aaaaaaaa-0001-4000-8000-00000000000a", "attr": 7, "data": "00"}
 A = UUID("aaaaaaaa-0001-4000-8000-00000000000a")
 NAMES = (
     st.binary(min_size=2, max_size=20)
