@@ -1,30 +1,32 @@
 """The HTTP application: parts in, ASGI out. What touches the world is handed in, or opened in `open_broker`."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import FastAPI
-from pydantic import ValidationError
 
 from cvars import __version__
 from cvars.broker import messages, routes_kbs, routes_native
 from cvars.broker.anchors import AnchorStore
 from cvars.broker.audit import AuditLog
+from cvars.broker.checkpoints import CheckpointFolder
 from cvars.broker.config import BrokerConfig, ConfigMistake, read_private_file
 from cvars.broker.database import Database
 from cvars.broker.http import Edge, answer_exceptions
 from cvars.broker.openapi import components
 from cvars.broker.policies import PolicySet
 from cvars.broker.policy.load import PolicyError, read_yaml
+from cvars.broker.policy_store import PolicyStore
 from cvars.broker.resources import Resources
 from cvars.broker.secrets import KEY_SIZE, Keyring
 from cvars.broker.service import Broker
-from cvars.broker.sessions import MemorySessions
+from cvars.broker.sessions import MemorySessions, Sessions
+from cvars.broker.sessions_db import DatabaseSessions
 from cvars.broker.tokens import TokenIssuer
 from cvars.broker.verifier import Verifier
-from cvars.errors import NotYet
 from cvars.release.statements import SigningKey, load_private
 
 _MODELS = [
@@ -40,10 +42,12 @@ def open_broker(
     clock: Callable[[], float],
     random: Callable[[int], bytes],
     verifier: Verifier | None = None,
+    offline: bool = False,
 ) -> Broker:
     """Open database, keys, policies and log as ``config`` says.
 
-    ``verifier`` replaces the one with compiled-in (and, under simulation, configured) roots.
+    ``verifier`` replaces the one with compiled-in (and, under simulation, configured) roots. ``offline``: for the
+    operator's commands, beside a running service: no policies, no audit file, no check of checkpoints.
 
     Raises:
         ConfigMistake, PolicyError, OutsideFailure: nothing is served.
@@ -64,18 +68,30 @@ def open_broker(
     database = Database(config.database_url)
     database.create()
     policies = PolicySet(verifier)
-    load_policies(config, policies, verifier)
-    audit = AuditLog(None if config.audit.file is None else config.path(config.audit.file), clock=clock)
+    store = PolicyStore(database, verifier, files=lambda: policy_files(config), clock=clock)
+    if not offline:
+        store.reload(policies)
+        policies.refresh = store.poll
+    if not offline and config.checkpoint.folder is not None:
+        CheckpointFolder(config.path(config.checkpoint.folder)).check_start(database, signer, now=clock())
+    limits = config.sessions
+    sessions: Sessions = MemorySessions(random, limit=limits.limit, per_source=limits.per_source)
+    if limits.shared:
+        sessions = DatabaseSessions(
+            database, keyring, verifier, random, limit=limits.limit, per_source=limits.per_source
+        )
+    audit = AuditLog(None if offline or config.audit.file is None else config.path(config.audit.file), clock=clock)
     return Broker(
         broker_id=config.identity.broker_id,
         db=database,
         anchors=AnchorStore(database, keyring),
         resources=Resources(database, keyring),
         keyring=keyring,
-        sessions=MemorySessions(random, limit=config.sessions.limit, per_source=config.sessions.per_source),
+        sessions=sessions,
         tokens=tokens,
         signer=signer,
         policies=policies,
+        policy_store=store,
         verifier=verifier,
         audit=audit,
         clock=clock,
@@ -125,22 +141,41 @@ def _with_schemas(app: FastAPI) -> None:
 
 def make_verifier(config: BrokerConfig) -> Verifier:
     """`cvars.attest` with production roots; simulated ones only under --simulation (ROOT-3)."""
-    raise NotYet("the verifier of evidence is not part of this build", where=str(config.folder))
+    from cvars.attest.library import EmptyLibrary, FileLibrary  # noqa: PLC0415
+    from cvars.attest.roots import TrustRoots, load_simulated  # noqa: PLC0415
+    from cvars.broker.attestation import AttestVerifier  # noqa: PLC0415
+
+    folder = config.attestation.collateral
+    library = None if folder is None else FileLibrary(config.path(folder))
+    roots = TrustRoots.production()
+    if library is not None:
+        roots = roots.with_certificates(library.authorities())
+    if config.simulation and config.simulated.roots is not None:
+        simulated = config.path(config.simulated.roots)
+        if simulated.exists():
+            return AttestVerifier(
+                load_simulated(simulated, simulation=True, base=roots), library or EmptyLibrary()
+            )
+        roots = replace(roots, simulation=True)  # none at hand yet: policies may name the domain, nothing passes
+    return AttestVerifier(roots, library or EmptyLibrary())
 
 
-def load_policies(config: BrokerConfig, policies: PolicySet, verifier: Verifier) -> None:
-    """Read all policy and reference files. Raises ``PolicyError``; then the old ones stay active."""
+def policy_files(config: BrokerConfig) -> tuple[dict[str, str], dict[str, Any]]:
+    """Texts of all policy files and values of all reference files. Raises ``PolicyError``."""
     references: dict[str, Any] = {}
     for file in _files(config, config.policy.references):
-        document = read_yaml(file.read_text(), where=str(file))
+        document = read_yaml(_text(file), where=str(file))
         if not isinstance(document, Mapping):
             raise PolicyError("a file of reference values maps names to values", where=str(file))
-        for name, value in document.items():
-            try:
-                references[str(name)] = verifier.reference(value)
-            except (ValueError, ValidationError) as error:
-                raise PolicyError(f"{name}: {error}", where=str(file)) from None
-    policies.load({str(f): f.read_text() for f in _files(config, config.policy.files)}, references=references)
+        references |= {str(name): value for name, value in document.items()}
+    return {str(file): _text(file) for file in _files(config, config.policy.files)}, references
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"cannot be read: {error}", where=str(file)) from None
 
 
 def _files(config: BrokerConfig, patterns: list[str]) -> list[Path]:

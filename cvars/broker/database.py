@@ -124,12 +124,16 @@ SESSIONS: Final = sa.Table(
     sa.Column("id_hash", sa.String(64), primary_key=True),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("created", sa.Float(53), nullable=False),
-    sa.Column("expires", sa.Float(53), nullable=False),
-    sa.Column("source", sa.String(64), nullable=False),
+    sa.Column("expires", sa.Float(53), nullable=False, index=True),
+    sa.Column("source", sa.String(64), nullable=False, index=True),
     sa.Column("tee", sa.String(16), nullable=False),
     sa.Column("nonce_hash", sa.String(64), nullable=False),
+    sa.Column("sealed", sa.LargeBinary),  # token and evidence, wrapped
+    sa.Column("channel", sa.LargeBinary),  # channel key, wrapped
+    sa.Column("channel_vm", sa.String(128)),
     sa.Column("sequence", sa.BigInteger, nullable=False),
-    sa.Column("sealed", sa.LargeBinary),  # token, evidence and channel key, wrapped
+    sa.Column("epoch", sa.BigInteger),
+    sa.Column("key_versions", sa.String(64), nullable=False),
 )
 
 

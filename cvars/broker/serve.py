@@ -12,7 +12,7 @@ from collections.abc import Callable
 import structlog
 import uvicorn
 
-from cvars.broker.app import create_app, load_policies, open_broker
+from cvars.broker.app import create_app, open_broker
 from cvars.broker.config import BrokerConfig, read_private_file
 from cvars.errors import CvarsError, OutsideFailure
 
@@ -71,8 +71,8 @@ def serve(config: BrokerConfig, *, ready: Callable[[str, str], None]) -> None:
 
         def reload() -> None:
             try:
-                load_policies(config, broker.policies, broker.verifier)
-                log.info("policies.reloaded", policies=[p.name for p in broker.policies.current()])
+                broker.policy_store.reload(broker.policies)
+                log.info("policies.reloaded", policies=[p.name for p in broker.policies.current().policies])
             except CvarsError as error:  # the old ones stay active (K42)
                 log.error("policies.refused", error=error.message, where=error.where)
 

@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from cvars.broker import record as anchor_rules
+from cvars.broker import rego
 from cvars.broker.anchors import AnchorStore, Exists
 from cvars.broker.audit import AuditLog
 from cvars.broker.database import Database
-from cvars.broker.policies import PolicySet
+from cvars.broker.policies import PolicySet, Snapshot
 from cvars.broker.policy.evaluate import Decision, Facts, decide
 from cvars.broker.policy.model import is_part
+from cvars.broker.policy_store import PolicyStore
 from cvars.broker.problems import Problem
 from cvars.broker.record import Change, Record, Refused, live
 from cvars.broker.resources import Resources
@@ -24,7 +26,7 @@ from cvars.broker.tokens import TokenIssuer, TokenRefused
 from cvars.broker.verifier import TEES, Result, Verifier
 from cvars.release import initdata, jwe, reportdata, teekey
 from cvars.release.channel import KEY_SIZE
-from cvars.release.encoding import Malformed, b64, canonical
+from cvars.release.encoding import Malformed, b64, b64url_decode, canonical, strict_json
 from cvars.release.initdata import InitData
 from cvars.release.statements import ANCHOR_TYP, RELEASE_TYP, SigningKey
 
@@ -69,6 +71,7 @@ class Broker:
     tokens: TokenIssuer
     signer: SigningKey
     policies: PolicySet
+    policy_store: PolicyStore
     verifier: Verifier
     audit: AuditLog
     clock: Callable[[], float]
@@ -174,6 +177,8 @@ class Broker:
             nonce=nonce,
             runtime_data=as_received,
             at=now,
+            evidence=primary,
+            report_data=wanted,
         )
 
     def _init_data(self, call: Call, given: Any) -> InitData | None:  # noqa: ANN401
@@ -304,20 +309,29 @@ class Broker:
         """Policy, on one consistent set of policies (K41)."""
         attested = session.attested
         assert attested is not None
-        policies = self.policies.current()
-        decision = decide(
-            policies,
-            self._facts(session, path, None if acquiring else self._holds(session, record)),
-            self.verifier,
-        )
+        snapshot = self.policies.current()
+        facts = self._facts(session, path, None if acquiring else self._holds(session, record))
+        decision = decide(snapshot.policies, facts, self.verifier)
         call.policy = decision.digests or None
         if not decision.allowed:
             raise self._no(
                 call, Problem(403, decision.rule or "POL-NONE", decision.detail, reason="release.refused")
             )
+        if snapshot.restriction is not None:
+            self._restrict(call, attested, path, snapshot)
         if record is not None and record.identity is not None and record.identity != identity_of(attested):
             raise self._no(call, Problem(403, "POL-IDENTITY", "not what was enrolled", reason="release.refused"))
         return decision
+
+    def _restrict(self, call: Call, attested: Attested, path: str, snapshot: Snapshot) -> None:
+        """The Rego text may say no to what the typed policy allowed, never more (3.2)."""
+        assert snapshot.restriction is not None
+        claims = strict_json(b64url_decode(attested.token.split(".")[1]))
+        data = {"plugin": "resource", "resource-path": path.split("/"), "query": {}, "method": "GET"}
+        rule = rego.restricts(snapshot.restriction, claims=claims, data=data)
+        if rule is not None:
+            call.policy = f"{call.policy},rego@{snapshot.restriction_digest[:16]}"
+            raise self._no(call, Problem(403, rule, "restricted by Rego", reason="release.refused"))
 
     def _facts(self, session: Session, path: str, lease_held: bool | None) -> Facts:  # noqa: FBT001
         attested = session.attested

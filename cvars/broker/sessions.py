@@ -40,6 +40,8 @@ class Attested:
     nonce: str
     runtime_data: str  # as received, re-serialised in its own order
     at: float
+    evidence: Any = None  # as received; kept only where sessions outlive the process
+    report_data: bytes = b""
 
 
 @dataclass(slots=True)
@@ -170,6 +172,7 @@ class MemorySessions:
                 self._drop(session)
                 return
             del self._issued[session.id_hash]
+            attested.evidence = None
             session.attested = attested
             session.state = "attested"
             session.expires = now + ATTESTED_LIFE_S

@@ -32,15 +32,15 @@ def load(config: Path, *, simulation: bool = False, listen: str | None = None) -
 
 
 def offline(config: Path, *, simulation: bool = False) -> "Broker":
-    """The broker's parts, opened by the operator beside the running service."""
+    """The broker's parts, opened by the operator beside the running service (policies are not loaded)."""
     import secrets  # noqa: PLC0415
     import time  # noqa: PLC0415
 
     from cvars.broker.app import open_broker  # noqa: PLC0415
 
-    found = load(config, simulation=simulation)
-    quiet = found.model_copy(update={"audit": found.audit.model_copy(update={"file": None})})
-    return open_broker(quiet, clock=time.time, random=secrets.token_bytes)
+    return open_broker(
+        load(config, simulation=simulation), clock=time.time, random=secrets.token_bytes, offline=True
+    )
 
 
 @app.command()

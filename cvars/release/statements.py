@@ -122,7 +122,9 @@ def verify_signature(key: PublicKey, signature: bytes, data: bytes) -> bool:
     return True
 
 
-def verify_statement(jws: object, typ: str, keys: Collection[PublicKey], pins: Collection[str]) -> dict[str, Any]:
+def verify_statement(
+    jws: object, typ: str, keys: Collection[PublicKey], pins: Collection[str], *, max_size: int = 65536
+) -> dict[str, Any]:
     """The payload of ``jws`` if a pinned key signed it.
 
     ``keys`` may come from anybody, the host included: a key counts only if the digest of its SPKI is in ``pins``.
@@ -130,7 +132,7 @@ def verify_statement(jws: object, typ: str, keys: Collection[PublicKey], pins: C
     Raises:
         NotTrusted: missing, malformed, of another type, by a key that is not pinned, or a bad signature.
     """
-    if not isinstance(jws, str) or jws.count(".") != 2 or len(jws) > 65536:
+    if not isinstance(jws, str) or jws.count(".") != 2 or len(jws) > max_size:
         raise NotTrusted("no signed statement")
     head, body, tail = jws.split(".")
     try:
@@ -148,7 +150,7 @@ def verify_statement(jws: object, typ: str, keys: Collection[PublicKey], pins: C
         raise NotTrusted("the statement's algorithm is not the one of the pinned key")
     if not verify_signature(key, signature, f"{head}.{body}".encode()):
         raise NotTrusted("the statement's signature is not by the pinned key")
-    payload = strict_json(b64url_decode(body))
+    payload = strict_json(b64url_decode(body), max_members=max_size)
     if not isinstance(payload, dict):
         raise NotTrusted("the statement's payload is not an object")
     return payload

@@ -133,7 +133,10 @@ def _no_debug(requirements: dict[str, Any], parsed: PolicyDocument, tee: str, wh
 
 
 def _explained(error: ValidationError, text: str, where: str, prefix: tuple[str | int, ...] = ()) -> PolicyError:
-    first = error.errors()[0]
+    found = error.errors()
+    first = next(
+        (e for e in found if e["type"] == "extra_forbidden"), found[0]
+    )  # a misspelt key explains the rest
     path = (*prefix, *first["loc"])
     line = line_of(text, path)
     key = ".".join(str(p) for p in path)

@@ -1,0 +1,119 @@
+"""Rego as a restriction: stock texts by meaning, other texts in a worker process with limits (key-release 3.2).
+
+Evaluated after the typed policy, and only ever able to say no: any error, timeout or answer that is not a boolean
+denies (K42).
+"""
+
+import base64
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+from cvars.broker.policy.load import PolicyError
+
+TIMEOUT_S: Final = 2.0
+MEMORY_BYTES: Final = 1024 * 1024 * 1024  # address space of the worker
+MAX_TEXT: Final = 64 * 1024
+
+_HEAD: Final = "package policy default allow = false"
+_PLUGIN: Final = _HEAD + ' plugin = data.plugin allow if { plugin == "resource" '
+#: normalised text -> meaning
+STOCK: Final[Mapping[str, str]] = {
+    "package policy default allow = true": "allow_all",
+    _HEAD: "deny_all",
+    _PLUGIN + "input.trust_context.attestation_summary.verification_result == true }": "default",
+    _PLUGIN + 'not input["submods"]["cpu0"]["ear.veraison.annotated-evidence"]["sample"] }': "default",
+    _HEAD + " allow if { not any_not_affirming count(input.submods) > 0 } any_not_affirming if {"
+    ' some _, submod in input.submods submod["ear.status"] != "affirming" }': "affirming",
+}
+
+_COMMENT: Final = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|#[^\n]*')
+
+
+def normalised(text: str) -> str:
+    """Without comments, imports of the language version and layout."""
+    plain = _COMMENT.sub(lambda m: m.group(1) or "", text)
+    plain = re.sub(r"^\s*import\s+(rego\.v1|future\.keywords\S*)\s*$", "", plain, flags=re.MULTILINE)
+    return " ".join(plain.split())
+
+
+def stock(text: str) -> str | None:
+    """Which of the four stock policies ``text`` is, or None."""
+    return STOCK.get(normalised(text))
+
+
+def available() -> bool:
+    """Whether the Rego extra is installed."""
+    return importlib.util.find_spec("regopy") is not None
+
+
+def check(text: str, *, simulation: bool) -> str:
+    """``allow_all``, ``deny_all``, ``default``, ``affirming`` or ``rego``. Raises ``PolicyError``."""
+    if len(text) > MAX_TEXT:
+        raise PolicyError(f"a Rego policy is at most {MAX_TEXT} characters")
+    kind = stock(text)
+    if kind == "allow_all" and not simulation:
+        raise PolicyError("allow_all is refused outside simulation")
+    if kind is None and not available():
+        raise PolicyError(
+            "a Rego text that is none of the stock policies needs the Rego extra", hint="pip install 'cvars[rego]'"
+        )
+    return kind or "rego"
+
+
+def restricts(text: str, *, claims: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """The rule that denies, or None when this text lets the typed policy's yes stand."""
+    kind = stock(text)
+    if kind in ("allow_all", "default"):  # a broker release is always plugin "resource" on verified evidence
+        return None if data.get("plugin") == "resource" else "REGO-DENY"
+    if kind == "deny_all":
+        return "REGO-DENY"
+    if kind == "affirming":
+        submods = claims.get("submods", {})
+        good = bool(submods) and all(m.get("ear.status") == "affirming" for m in submods.values())
+        return None if good else "REGO-DENY"
+    return _worker(text, claims, data)
+
+
+def _worker(text: str, claims: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    if not available():
+        return "REGO-ERROR"
+    task = json.dumps({"policy": text, "input": claims, "data": data, "memory": MEMORY_BYTES})
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter, our own module
+            [sys.executable, "-I", "-c", _CHILD],
+            input=base64.b64encode(task.encode()),
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            env={"PATH": "/usr/bin:/bin"},
+        )
+    except subprocess.TimeoutExpired:
+        return "REGO-TIMEOUT"
+    except OSError:
+        return "REGO-ERROR"
+    answer = done.stdout.strip()
+    if done.returncode != 0 or answer not in (b"true", b"false"):
+        return "REGO-ERROR"
+    return None if answer == b"true" else "REGO-DENY"
+
+
+#: the worker: limits first, then one query; prints exactly ``true`` or ``false``
+_CHILD: Final = """
+import base64, json, resource, sys
+task = json.loads(base64.b64decode(sys.stdin.buffer.read()))
+resource.setrlimit(resource.RLIMIT_AS, (task["memory"], task["memory"]))
+resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
+from regopy import Interpreter
+rego = Interpreter()
+rego.add_module("policy", task["policy"])
+rego.add_data_json(json.dumps(task["data"]))
+rego.set_input(task["input"])
+found = json.loads(str(rego.query("data.policy.allow")))
+value = found["expressions"][0] if isinstance(found, dict) else None
+sys.stdout.write({True: "true", False: "false"}[value] if isinstance(value, bool) else "neither")
+"""
