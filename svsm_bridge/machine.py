@@ -9,7 +9,7 @@ from svsm_bridge.memory import GuestMemory
 from svsm_bridge.pages import R, State, W
 from svsm_bridge.profile import DEFAULT, BridgeProfile
 from svsm_bridge.service import Patience, Service
-from svsm_bridge.watch import FetchAudit
+from svsm_bridge.watch import FetchAudit, Observer, Observers
 
 #: SEV_FEATURES of a guest that runs under an SVSM: SNP active
 SEV_FEATURES: Final = 1
@@ -61,8 +61,24 @@ class Machine:
         self.launch_vmsa = LAUNCH_VMSA
         self.idle = Condition(RLock())  #: notified whenever a vCPU leaves the SVSM
         self.entry_filter: EntryFilter | None = None
-        if audit is not None and self.memory.observer is None:
-            self.memory.observer = audit
+        self._observers: list[Observer] = []
+        if audit is not None:
+            self.watch(audit)
+
+    def watch(self, observer: Observer) -> None:
+        """Tell ``observer`` of every access to guest memory."""
+        self._observers.append(observer)
+        self._tell()
+
+    def unwatch(self, observer: Observer) -> None:
+        """Tell it no more."""
+        if observer in self._observers:
+            self._observers.remove(observer)
+        self._tell()
+
+    def _tell(self) -> None:
+        watching = tuple(self._observers)
+        self.memory.observer = Observers(*watching) if len(watching) > 1 else next(iter(watching), None)
 
     def add_vcpu(
         self, apic_id: int, *, ca: int | None = None, vmpl: int | None = None, sev_features: int = SEV_FEATURES

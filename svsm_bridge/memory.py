@@ -17,7 +17,7 @@ from typing import Final
 from svsm_bridge.abi import CA_RESERVED, PAGE, SVSM_BASE, SVSM_SIZE
 from svsm_bridge.errors import GuestFault, InvalidAddress
 from svsm_bridge.pages import CA_MARK, PRIVATE, Kind, PageTable, R, Region, State, W
-from svsm_bridge.watch import Access, Observer
+from svsm_bridge.watch import FLAG_READ, FLAG_WRITE, LOCKED_READ, READ, RIGHTS, WRITE, Access, Observer
 
 _CLOSED_TO_VMPL0: Final = PRIVATE | State.UNMAPPED
 
@@ -225,8 +225,12 @@ class GuestMemory:
         vcpu, call = getattr(caller, "vcpu_id", -1), getattr(caller, "number", -1)
         access = Access(next(self._count), op, gpa, size, vcpu, call, caller)
         observer.before(access)
-        done = act()
-        observer.after(access)
+        try:
+            done = act()
+        except InvalidAddress:
+            observer.after(access, ok=False)
+            raise
+        observer.after(access, ok=True)
         return done
 
     def _read_watched(self, gpa: int, size: int, vmpl: int, caller: object) -> bytes:
@@ -243,7 +247,7 @@ class GuestMemory:
                 return self._piece(region, at, n)
 
         return b"".join(
-            self._watched("read", at, n, caller, lambda at=at, n=n: one(at, n))  # type: ignore[misc]
+            self._watched(READ, at, n, caller, lambda at=at, n=n: one(at, n))  # type: ignore[misc]
             for at, n in page_pieces(gpa, size)
         )
 
@@ -261,7 +265,7 @@ class GuestMemory:
             return b""
 
         for at, n in page_pieces(gpa, len(data)):
-            self._watched("write", at, n, caller, lambda at=at, n=n: one(at, n))  # type: ignore[misc]
+            self._watched(WRITE, at, n, caller, lambda at=at, n=n: one(at, n))  # type: ignore[misc]
 
     # --- VMPL0's own accesses ----------------------------------------------------------------------
 
@@ -279,7 +283,7 @@ class GuestMemory:
                 region, offset = self.rmp.find(gpa)
                 if region.state[offset // PAGE] & _CLOSED_TO_VMPL0 == PRIVATE and not region.frames:
                     return region.buffer[offset]
-        return self._watched("flag-read", gpa, 1, caller, lambda: self.svsm_read(gpa, 1))[0]
+        return self._watched(FLAG_READ, gpa, 1, caller, lambda: self.svsm_read(gpa, 1))[0]
 
     def store_u8(self, gpa: int, value: int, caller: object = None) -> None:
         """Store one byte and no other (S9)."""
@@ -294,7 +298,7 @@ class GuestMemory:
             self.svsm_write(gpa, bytes([value]))
             return b""
 
-        self._watched("flag-write", gpa, 1, caller, put)
+        self._watched(FLAG_WRITE, gpa, 1, caller, put)
 
     def svsm_read(self, gpa: int, size: int) -> bytes:
         """VMPL0 reads a private page whatever the rights of lower levels."""
@@ -308,6 +312,34 @@ class GuestMemory:
             region = self._private(gpa, len(data))
             for at, n in page_pieces(gpa, len(data)):
                 self._put(region, at, data[at - gpa : at - gpa + n])
+
+    def svsm_copy(self, gpa: int, size: int, caller: object) -> bytes:
+        """Copy a private page that the guest can no longer write, seen by the observer as a read (S22)."""
+        return self._watched(LOCKED_READ, gpa, size, caller, lambda: self.svsm_read(gpa, size))
+
+    def note_rights(self, gpa: int, size: int, caller: object) -> None:
+        """Rights of a range are about to change: tell the observer."""
+        if self.observer is not None:
+            self._watched(RIGHTS, gpa, size, caller, bytes)
+
+    # --- a device, which has no notion of page rights (svsm-calls 5) -------------------------------
+
+    def device_read(self, gpa: int, size: int, caller: object) -> bytes:
+        """DMA from guest memory, copied once; any range that exists.
+
+        Raises:
+            InvalidAddress: not inside one range.
+        """
+        return self._watched(READ, gpa, size, caller, lambda: self.host_read(gpa, size))
+
+    def device_write(self, gpa: int, data: bytes, caller: object) -> None:
+        """DMA to guest memory."""
+
+        def put() -> bytes:
+            self.host_write(gpa, data)
+            return b""
+
+        self._watched(WRITE, gpa, len(data), caller, put)
 
     # --- somebody outside: tests, the hypervisor, another process that maps the backing -------------
 

@@ -6,12 +6,21 @@ Source: svsm-calls 2.4 and S22; pitfall P01.
 from bisect import bisect_left
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
+from typing import Final, Protocol
+
+READ: Final = "read"
+WRITE: Final = "write"
+FLAG_READ: Final = "flag-read"  # byte 0 of a calling area
+FLAG_WRITE: Final = "flag-write"
+LOCKED_READ: Final = "locked-read"  # with the rights lock held: no other vCPU can act
+RIGHTS: Final = "rights"  # with the rights lock held
+READS: Final = frozenset({READ, FLAG_READ, LOCKED_READ})
+HELD: Final = frozenset({LOCKED_READ, RIGHTS})
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One touch of guest memory. ``op``: read, write, flag (byte 0 of a calling area) or rights.
+    """One touch of guest memory, ``op`` one of the names below.
 
     ``caller`` names the call that touches (vCPU and RAX), or is None outside of calls. ``n`` counts the
     accesses of the memory from 0.
@@ -33,8 +42,8 @@ class Observer(Protocol):
         """The access is about to happen."""
         ...
 
-    def after(self, access: Access) -> None:
-        """The access has happened."""
+    def after(self, access: Access, *, ok: bool) -> None:
+        """The access has happened, or failed (not ``ok``)."""
         ...
 
 
@@ -49,10 +58,10 @@ class Observers:
         for observer in self._observers:
             observer.before(access)
 
-    def after(self, access: Access) -> None:
+    def after(self, access: Access, *, ok: bool) -> None:
         """Tell each."""
         for observer in self._observers:
-            observer.after(access)
+            observer.after(access, ok=ok)
 
 
 class DoubleFetch(AssertionError):
@@ -88,7 +97,7 @@ class FetchAudit:
 
     def before(self, access: Access) -> None:
         """Check a read against everything that its call has read so far."""
-        if access.op not in ("read", "flag-read") or access.caller is None:
+        if access.op not in READS or access.caller is None:
             return
         with self._lock:
             spans = self._read.get(id(access.caller))
@@ -104,5 +113,5 @@ class FetchAudit:
                     raise DoubleFetch(text)
             spans.insert(at, (start, end))
 
-    def after(self, access: Access) -> None:
+    def after(self, access: Access, *, ok: bool) -> None:
         """Nothing to do."""

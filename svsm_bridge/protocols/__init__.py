@@ -2,11 +2,12 @@
 
 from typing import Final
 
-from svsm_bridge.abi import CORE, UEFI_MM
+from svsm_bridge.abi import ATTESTATION, CORE, UEFI_MM
 from svsm_bridge.dispatcher import Handler
-from svsm_bridge.protocols import core, uefi_mm
+from svsm_bridge.protocols import attestation, core, uefi_mm
 
 PROTOCOLS: Final[dict[int, dict[int, Handler]]] = {
     CORE: core.CALLS,
+    ATTESTATION: attestation.CALLS,
     UEFI_MM: uefi_mm.CALLS,
 }

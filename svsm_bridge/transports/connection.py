@@ -5,6 +5,7 @@ milliseconds, the server's supervisor gives the reader role to a fresh thread, s
 and machine messages of the same connection go on (S61), and answers BUSY at the deadline (S62).
 """
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from svsm_bridge.abi import GHCB_RUN_VMPL_RESPONSE, Outcome, Registers
 from svsm_bridge.errors import GuestMustStop, NeverResumed, SvsmResult
 from svsm_bridge.service import incident
-from svsm_bridge.transports import machine_messages, wire
+from svsm_bridge.transports import feature_messages, machine_messages, tdx, wire
 from svsm_bridge.transports.channel import Channel, Message, PeerGone
 from svsm_bridge.transports.guest_slot import Execution, GuestSlot
 from svsm_bridge.transports.wire import CLOSING, Code, Kind, Role, TransportError
@@ -43,6 +44,7 @@ class Connection:
         self.slot: GuestSlot | None = None
         self.roles = Role(0)
         self.features = 0
+        self.tracer: feature_messages.Tracer | None = None
         self.epoch = 0
         self._role = Lock()
         self._inline: Execution | None = None
@@ -113,9 +115,15 @@ class Connection:
         role = _ROLE_OF.get(Kind(kind))
         if role is not None and not self.roles & role:
             raise TransportError(Code.ROLE, f"type {kind} needs the role {role.name}", int(role))
+        feature_messages.require_negotiated(self, Kind(kind))
         if kind == Kind.CALL:
             return self._call(slot, message, epoch)
-        reply = machine_messages.answer(slot, message)
+        if kind == Kind.TDVMCALL:
+            return self._tdvmcall(slot, message, epoch)
+        if kind in feature_messages.NEEDS:
+            reply = feature_messages.answer(self, slot, message)
+        else:
+            reply = machine_messages.answer(slot, message)
         self.channel.send(kind, wire.FLAG_REPLY, message.tag, reply)
         return True
 
@@ -132,16 +140,35 @@ class Connection:
         if vmpl != vcpu.vmpl:  # a claim is compared, never believed (S14)
             raise TransportError(Code.ROLE, f"caller claims VMPL{vmpl}, the VMSA says VMPL{vcpu.vmpl}", vmpl)
         regs = Registers(*fields[4:22])
+        asked = fields[4:22]
 
-        def enter(execution: Execution) -> tuple[Outcome, bytes]:
+        def enter(execution: Execution) -> bytes:
             outcome = slot.dispatcher.enter(vcpu, regs, exit_code=exit_code, turn=execution)
-            return outcome, self._call_reply(apic_id, outcome, regs, execution)
+            return _call_reply(apic_id, outcome, regs.values(), execution)
 
-        return self.execute(slot, message, epoch, apic_id, enter)
+        def busy() -> bytes:
+            return _call_reply(apic_id, Outcome.SERVED, (int(SvsmResult.BUSY), *asked[1:]), execution=None)
 
-    def _call_reply(self, apic_id: int, outcome: Outcome, regs: Registers, execution: Execution) -> bytes:
-        spent = self.server.nanoseconds_since(execution.started)
-        return wire.call_reply.pack(apic_id, outcome, GHCB_RUN_VMPL_RESPONSE, *regs.values(), spent)
+        return self.execute(slot, message, epoch, apic_id, enter=enter, busy=busy)
+
+    def _tdvmcall(self, slot: GuestSlot, message: Message, epoch: int) -> bool:
+        apic_id, l2, *regs = wire.tdvmcall.unpack(message.payload)
+        vcpu = slot.machine.vcpus.get(apic_id)
+        if vcpu is None:
+            raise TransportError(Code.UNKNOWN_VCPU, f"no vCPU with APIC id {apic_id}", apic_id)
+        if l2 != vcpu.vmpl:
+            raise TransportError(Code.ROLE, f"caller claims L2 number {l2}, it is {vcpu.vmpl}", l2)
+        asked = list(regs)
+
+        def enter(execution: Execution) -> bytes:
+            slot.tdx.tdcall(vcpu, l2, regs, turn=execution)
+            return wire.tdvmcall.pack(apic_id, l2, *regs)
+
+        def busy() -> bytes:
+            asked[10 if asked[0] == tdx.VMCALL else 0] = tdx.RETRY
+            return wire.tdvmcall.pack(apic_id, l2, *asked)
+
+        return self.execute(slot, message, epoch, apic_id, enter=enter, busy=busy)
 
     def execute(
         self,
@@ -149,17 +176,19 @@ class Connection:
         message: Message,
         epoch: int,
         apic_id: int,
-        enter: Callable[[Execution], tuple[Outcome, bytes]],
+        *,
+        enter: Callable[[Execution], bytes],
+        busy: Callable[[], bytes],
     ) -> bool:
         """Run one call on this thread; true while the thread still holds the reader role."""
         slot.begin(apic_id)
-        execution = Execution(self, epoch, apic_id, message.tag, message.payload)
+        execution = Execution(self, epoch, apic_id, message, busy)
         self._inline = execution
         self.server.busy.add(execution)
         mine = False
         try:
             try:
-                _, reply = enter(execution)
+                reply = enter(execution)
             finally:
                 mine = execution.finish()
                 if mine:
@@ -191,13 +220,14 @@ class Connection:
         if slot is None or not execution.expire():
             return
         slot.answered(execution.vcpu)
-        fields = wire.call.unpack(execution.payload)
-        regs = Registers(*fields[4:22])
-        regs.rax = int(SvsmResult.BUSY)
-        reply = self._call_reply(execution.vcpu, Outcome.SERVED, regs, execution)
         with suppress(PeerGone):
-            self.channel.send(Kind.CALL, wire.FLAG_REPLY, execution.tag, reply)
+            self.channel.send(execution.kind, wire.FLAG_REPLY, execution.tag, execution.busy())
 
     def shut(self) -> None:
         """End the connection from outside."""
         self.channel.shut()
+
+
+def _call_reply(apic_id: int, outcome: Outcome, regs: tuple[int, ...], execution: Execution | None) -> bytes:
+    spent = int((time.monotonic() - execution.started) * 1e9) if execution is not None else 0
+    return wire.call_reply.pack(apic_id, outcome, GHCB_RUN_VMPL_RESPONSE, *regs, spent)

@@ -1,13 +1,17 @@
 """One guest of the socket server: its machine, its connections, and its calls in flight."""
 
 import time
+from collections.abc import Callable
 from threading import Condition, Lock
 from typing import TYPE_CHECKING, Final
 
+from svsm_bridge.adversary import Schedule
 from svsm_bridge.dispatcher import Dispatcher
 from svsm_bridge.errors import Busy
 from svsm_bridge.machine import Machine
 from svsm_bridge.transports import wire
+from svsm_bridge.transports.channel import Message
+from svsm_bridge.transports.tdx import TdxFrontEnd
 from svsm_bridge.transports.wire import Code, TransportError
 
 if TYPE_CHECKING:
@@ -19,19 +23,23 @@ VCPU_LIMIT: Final = 4096
 class Execution:
     """One CALL between its request and its reply: whoever claims it first answers it (S62).
 
-    ``epoch`` is the reader role of the connection under which it was read.
+    ``epoch`` is the reader role of the connection under which it was read; ``busy`` makes the reply for a
+    call that is told to come again.
     """
 
-    __slots__ = ("_lock", "_state", "connection", "epoch", "payload", "started", "tag", "vcpu")
+    __slots__ = ("_lock", "_state", "busy", "connection", "epoch", "kind", "started", "tag", "vcpu")
 
     _WAITING, _EFFECTIVE, _ANSWERED = range(3)
 
-    def __init__(self, connection: "Connection", epoch: int, vcpu: int, tag: int, payload: bytes) -> None:
+    def __init__(
+        self, connection: "Connection", epoch: int, vcpu: int, message: Message, busy: Callable[[], bytes]
+    ) -> None:
         self.connection = connection
         self.epoch = epoch
         self.vcpu = vcpu
-        self.tag = tag
-        self.payload = payload
+        self.tag = message.tag
+        self.kind = message.kind
+        self.busy = busy
         self.started = time.monotonic()
         self._lock = Lock()
         self._state = self._WAITING
@@ -67,6 +75,7 @@ class GuestSlot:
         self.machine = machine
         self.dispatcher = dispatcher
         self.apic_ids = apic_ids
+        self.tdx = TdxFrontEnd(machine)
         self.connections: set[Connection] = set()
         self.changed = Condition()
         self.off = False
@@ -74,6 +83,7 @@ class GuestSlot:
         self._machine_roles = 0
         self._in_flight: set[int] = set()
         self._executions = 0
+        self._schedule: Schedule | None = None
 
     def join(self, connection: "Connection", *, machine_role: bool) -> None:
         """Another connection belongs to this guest.
@@ -124,6 +134,15 @@ class GuestSlot:
             self._executions -= 1
             if not self._executions:
                 self.changed.notify_all()
+
+    def replace_schedule(self, schedule: Schedule | None) -> None:
+        """Arm ``schedule`` instead of the one before it."""
+        with self.changed:
+            before, self._schedule = self._schedule, schedule
+        if before is not None:
+            before.__exit__()
+        if schedule is not None:
+            schedule.__enter__()
 
     def in_flight(self) -> int:
         """How many calls are waiting for their answers."""

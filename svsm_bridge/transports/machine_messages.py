@@ -39,7 +39,7 @@ def answer(slot: GuestSlot, message: Message) -> bytes:
             slot.machine.platform_reset()
             return b""
         case _:
-            raise TransportError(Code.ROLE, f"type {message.kind} was not negotiated", message.kind)
+            raise TransportError(Code.ORDER, f"no message has type {message.kind}")
 
 
 def _mem_add(slot: GuestSlot, message: Message) -> bytes:

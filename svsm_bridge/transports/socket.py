@@ -26,7 +26,7 @@ from svsm_bridge.transports import wire
 from svsm_bridge.transports.channel import Channel, Message
 from svsm_bridge.transports.connection import Connection
 from svsm_bridge.transports.guest_slot import VCPU_LIMIT, Execution, GuestSlot
-from svsm_bridge.transports.wire import Code, Role, TransportError
+from svsm_bridge.transports.wire import Code, Feature, Role, TransportError
 
 #: after how long a running call stops being the only thing its connection does
 HAND_OVER_S: Final = 0.005
@@ -71,7 +71,8 @@ class SocketServer:
     With a factory every machine-role connection is a guest of its own, and a connection without that role has
     none to join.
 
-    ``on_fatal`` hears why a guest had to stop (``GuestMustStop``).
+    ``on_fatal`` hears why a guest had to stop (``GuestMustStop``). ``test_features`` allows adversarial
+    schedules and traces (S65).
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class SocketServer:
         deadline_s: float = wire.CALL_DEADLINE_S,
         partial_s: float = wire.PARTIAL_S,
         production: bool = False,
+        test_features: bool = False,
     ) -> None:
         if production:
             raise ValueError("the socket transport is not offered in production mode")  # S65
@@ -95,7 +97,7 @@ class SocketServer:
         self.profile = profile
         self.deadline_s = deadline_s
         self.partial_s = partial_s
-        self.features = 0
+        self.features = Feature.TDX | (Feature.ADVERSARIAL | Feature.TRACE if test_features else Feature(0))
         self.busy: set[Execution] = set()
         self._reports = reports
         self._manifests = manifests
@@ -262,6 +264,8 @@ class SocketServer:
     def gone(self, connection: Connection) -> None:
         """A connection has ended: the last one with the machine role powers its guest off (S63)."""
         slot = connection.slot
+        if slot is not None and connection.tracer is not None:
+            slot.machine.unwatch(connection.tracer)
         if slot is not None and slot.leave(connection, machine_role=bool(connection.roles & Role.MACHINE)):
             for other in list(slot.connections):
                 other.shut()
@@ -288,8 +292,3 @@ class SocketServer:
             self._on_fatal(why)
         if self._factory is None:
             self.stop()
-
-    @staticmethod
-    def nanoseconds_since(started: float) -> int:
-        """For CALL replies."""
-        return int((time.monotonic() - started) * 1e9)
