@@ -110,10 +110,13 @@ class Dispatcher:
         if exit_code != VMGEXIT:  # S9 (1)
             return Outcome.NOTHING_PENDING
         machine = self.machine
+        if vcpu.inside is not None:  # one VMPL0 context per vCPU: entering it again only lets it go on
+            return Outcome.NOTHING_PENDING
         hypervisor = machine.entry_filter
         if hypervisor is not None and not hypervisor.enter(vcpu):
             return Outcome.NOT_ENTERED
         call = Call(machine, vcpu, regs.copy(), turn)
+        vcpu.inside = call
         audit = machine.audit
         if audit is not None:
             audit.begin(call)
@@ -135,6 +138,8 @@ class Dispatcher:
                     vcpu.running -= 1
                     machine.idle.notify_all()
         finally:
+            if vcpu.inside is call:
+                vcpu.inside = None
             if audit is not None:
                 audit.end(call)
         regs.rax = int(result)

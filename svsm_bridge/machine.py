@@ -22,7 +22,7 @@ class Vcpu:
     so only the copy is used afterwards (2.3).
     """
 
-    __slots__ = ("apic_id", "ca", "patience", "running", "sev_features", "vmpl", "vmsa", "vmsa_gpa")
+    __slots__ = ("apic_id", "ca", "inside", "patience", "running", "sev_features", "vmpl", "vmsa", "vmsa_gpa")
 
     def __init__(self, apic_id: int, vmpl: int, *, ca: int | None, sev_features: int) -> None:
         self.apic_id = apic_id
@@ -31,7 +31,8 @@ class Vcpu:
         self.vmsa_gpa: int | None = None
         self.vmsa: bytes | None = None
         self.sev_features = sev_features
-        self.running = 0  #: calls under way; more than one only when a schedule enters again
+        self.running = 0  #: calls under way; one, unless a call was given up at its deadline (S62)
+        self.inside: object | None = None  #: the call that VMPL0 is in on this vCPU
         self.patience = Patience()
 
 

@@ -81,6 +81,12 @@ class Connection:
         except TransportError as error:
             self._error(message.tag, message.kind, error)
             return error.code not in CLOSING
+        except (PeerGone, GuestMustStop):
+            raise
+        except Exception as error:
+            name = incident(f"message of type {message.kind}", error)
+            self._error(message.tag, message.kind, TransportError(Code.INTERNAL, f"internal error {name}"))
+            return True
         finally:
             if message.fds:
                 message.close_fds()
@@ -219,7 +225,7 @@ class Connection:
         slot = self.slot
         if slot is None or not execution.expire():
             return
-        slot.answered(execution.vcpu)
+        slot.give_up(execution.vcpu)
         with suppress(PeerGone):
             self.channel.send(execution.kind, wire.FLAG_REPLY, execution.tag, execution.busy())
 

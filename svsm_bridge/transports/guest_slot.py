@@ -128,6 +128,11 @@ class GuestSlot:
         with self.changed:
             self._in_flight.discard(vcpu)
 
+    def give_up(self, vcpu: int) -> None:
+        """The caller was told BUSY at its deadline: it may enter again, and the old call changes nothing."""
+        self.machine.vcpus[vcpu].inside = None
+        self.answered(vcpu)
+
     def ended(self) -> None:
         """The server has left the call, answered or not."""
         with self.changed:
