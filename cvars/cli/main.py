@@ -23,6 +23,7 @@ app = typer.Typer(
 
 #: noun modules of this package, each with an ``app``; and single commands, each with a function ``command``
 NOUNS: Final[tuple[str, ...]] = (
+    "attest",
     "broker",
     "profile",
     "store",

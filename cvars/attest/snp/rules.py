@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from cvars.attest.certificates import PSS_SHA384, Certificate, Crl, issued, load_any, load_crl
 from cvars.attest.der import DerError
-from cvars.attest.evidence import MAX_CERTIFICATES, SnpEvidence
-from cvars.attest.library import Library
+from cvars.attest.evidence import MAX_CERTIFICATES, SnpEvidence, Supplied
+from cvars.attest.library import EmptyLibrary, Library
 from cvars.attest.result import (
     AttestationResult,
     CollateralItem,
@@ -48,7 +48,7 @@ from cvars.attest.snp.leaf import (
 from cvars.attest.snp.leaf import FMC as FMC_OID
 from cvars.attest.snp.leaf import PRODUCT as PRODUCT_OID
 from cvars.attest.snp.products import Line, Tcb
-from cvars.attest.snp.report import KEY_KINDS, KNOWN_VERSIONS, SIGNED_BYTES, VCEK, VLEK, SnpReport
+from cvars.attest.snp.report import KEY_KINDS, KNOWN_VERSIONS, SIGNED_BYTES, VCEK, VLEK, SnpReport, build_report
 
 P384_ORDER: Final = (
     0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
@@ -393,6 +393,25 @@ def verify_snp(
         parsed=report,
         facts=facts,
     )
+
+
+_OF_A_CERTIFICATE: Final = ("ROOT-4", "SNP-KEYKIND", "SNP-PROD", "ROOT-5", "SNP-CHAIN", "SNP-LEAF", "SNP-TIME")
+
+
+def verify_certificate(data: bytes, *, roots: TrustRoots, at: datetime) -> AttestationResult:
+    """The rules about certificates alone, for a VCEK or VLEK without a report."""
+    try:
+        loaded = load_any(data)
+    except DerError as wrong:
+        return rejected("snp", "SNP-CHAIN", str(wrong))
+    kind = VLEK if loaded and loaded[0].common_name == VLEK_NAME else VCEK
+    stand_in = SnpReport.parse(build_report(version=2, flags=kind << 2, chip_id=b"\x01" * 64))
+    evidence = SnpEvidence(stand_in.raw, (Supplied("unknown", data),))
+    facts = _gather(evidence, stand_in, roots=roots, library=EmptyLibrary(), crl="ignore", at=at)
+    checks = evaluate([rule for rule in RULES if rule.id in _OF_A_CERTIFICATE], facts, stop=True)
+    chained = any(check.rule == "SNP-CHAIN" and check.outcome == "ok" for check in checks)
+    domain = facts.pinned.domain if chained and facts.pinned else None
+    return AttestationResult(tee="snp", trust_domain=domain, claims={"tee": "snp"}, checks=tuple(checks))
 
 
 def _gather(
