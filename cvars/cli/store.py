@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cvars.cli.output import JsonOption, QuietOption, VerboseOption, emit, say, table
+from cvars.cli.output import JsonOption, QuietOption, VerboseOption, answer, emit, say, table
 from cvars.errors import BadInput, OutsideFailure, UsageMistake
 
 app = typer.Typer(
@@ -26,6 +26,18 @@ KeyOption = Annotated[
         help="JSON or TOML with store_id, vm_id, key_version, kek (hex), or 32 raw bytes: the key alone.",
     ),
 ]
+
+
+NeededKey = Annotated[
+    Path,
+    typer.Option(
+        "--key-file",
+        exists=True,
+        dir_okay=False,
+        help="JSON or TOML with store_id, vm_id, key_version, kek (hex), or 32 raw bytes: the key alone.",
+    ),
+]
+OutOption = Annotated[Path, typer.Option("--out", help="The new image; it must not exist yet.")]
 
 
 def _size(text: str) -> int:
@@ -156,3 +168,218 @@ def inspect(
             "banks": [asdict(b) for b in seen.banks],
         },
     )
+
+
+@app.command()
+def fsck(
+    file: ImageArgument,
+    key_file: NeededKey,
+    _json: JsonOption = False,
+    _quiet: QuietOption = False,
+    _verbose: VerboseOption = False,
+) -> None:
+    """Check an image record by record. Changes nothing. Exit code 1: damage was found."""
+    from dataclasses import asdict  # noqa: PLC0415
+
+    from cvars.store import keyfile, offline  # noqa: PLC0415
+    from cvars.store.checking import check  # noqa: PLC0415
+
+    report = check(offline.read_file(file), keyfile.load(key_file))
+    say(f"{file}: {'sound' if report.sound else 'not sound'}")
+    for finding in report.findings:
+        what = f"record {finding.record}" if finding.record is not None else "image"
+        say(f"  {what} at {finding.offset:#x}  {finding.reason}  {finding.message}")
+    for note in report.notes:
+        say(f"  note: {note}")
+    if report.history is not None:
+        newest = report.history
+        say(
+            f"  generation {newest.header.generation}, sequence {newest.point.counter}, "
+            f"{len(newest.variables)} variables, {newest.live} of {newest.geometry.capacity} bytes"
+        )
+    say("  anchor: not checked: no broker was asked, so a rollback would not be seen here")
+    if not report.sound:
+        say(f"Nothing was changed. `cvars store explain {report.findings[0].reason}` says what this can mean.")
+    emit(
+        "cvars.store.fsck/1",
+        {
+            "sound": report.sound,
+            "findings": [asdict(f) for f in report.findings],
+            "notes": list(report.notes),
+            "sequence": report.history.point.counter if report.history else None,
+            "root": report.history.point.root.hex() if report.history else None,
+        },
+    )
+    answer(yes=report.sound)
+
+
+@app.command()
+def dump(
+    file: ImageArgument,
+    key_file: NeededKey,
+    _json: JsonOption = False,
+    _quiet: QuietOption = False,
+    _verbose: VerboseOption = False,
+) -> None:
+    """Print the variables of a sound image (--json: with their values)."""
+    from cvars.store import keyfile, offline, rewriting  # noqa: PLC0415
+    from cvars.variables.security import PRIVATE  # noqa: PLC0415
+
+    source = rewriting.open_sound(offline.read_file(file), keyfile.load(key_file))
+    live = sorted(source.history.variables.items(), key=lambda item: item[0].sort_bytes)
+    rows = [
+        (k.name.encode("unicode_escape").decode(), k.vendor_guid, f"{v.attributes:#x}", len(v.data))
+        for k, v in live
+    ]
+    table(("NAME", "GUID", "ATTRIBUTES", "BYTES"), rows)
+    emit(
+        "cvars.store.dump/1",
+        {
+            "sequence": source.history.point.counter,
+            "root": source.history.point.root.hex(),
+            "variables": [
+                {
+                    "name": k.name,
+                    "guid": str(k.vendor_guid),
+                    "attributes": v.attributes,
+                    "data": v.data.hex(),
+                    "time": v.timestamp.hex(),
+                    "signer": v.signer.hex() if v.signer else None,
+                    "private": k.vendor_guid == PRIVATE,
+                }
+                for k, v in live
+            ],
+        },
+    )
+
+
+def _rewritten(verb: str, out: Path, source: object, **how: object) -> None:
+    import os as system  # noqa: PLC0415
+
+    from cvars.store import rewriting  # noqa: PLC0415
+
+    made = rewriting.rewrite(source, random=system.urandom, **how)  # type: ignore[arg-type]
+    _new_file(out, made.image)
+    counter, root = made.point.counter, made.point.root.hex()
+    say(f"{out}: {len(made.image)} bytes, {made.variables} variables, sequence {counter}")
+    say(f"A guest with an anchor accepts it only after: cvars broker vm rebase, to {counter} {root}")
+    emit(
+        f"cvars.store.{verb}/1",
+        {
+            "out": str(out),
+            "image_bytes": len(made.image),
+            "variables": made.variables,
+            "sequence": counter,
+            "root": root,
+        },
+    )
+
+
+@app.command()
+def rotate(
+    file: ImageArgument,
+    key_file: NeededKey,
+    out: OutOption,
+    new_key_file: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Key file of the new key; without it only new salts."),
+    ] = None,
+    suite: Annotated[int | None, typer.Option(min=1, max=3, help="Another cipher suite.")] = None,
+    _json: JsonOption = False,
+    _quiet: QuietOption = False,
+    _verbose: VerboseOption = False,
+) -> None:
+    """Seal the state anew into another file: under another key, other salts, or another suite.
+
+    Needs a sound image. The running component rotates online; this is for images that no guest runs on.
+    """
+    from cvars.store import keyfile, offline, rewriting  # noqa: PLC0415
+
+    source = rewriting.open_sound(offline.read_file(file), keyfile.load(key_file))
+    new = keyfile.load(new_key_file) if new_key_file else None
+    _rewritten(
+        "rotate",
+        out,
+        source,
+        geometry=source.history.geometry,
+        keys=rewriting.key_for_writing(source, new),
+        suite=suite or source.history.header.suite,
+    )
+
+
+@app.command()
+def resize(
+    file: ImageArgument,
+    key_file: NeededKey,
+    out: OutOption,
+    size: Annotated[str, typer.Option(help="New image size; K and M are known.")],
+    frame: Annotated[int | None, typer.Option(help="New frame size.")] = None,
+    _json: JsonOption = False,
+    _quiet: QuietOption = False,
+    _verbose: VerboseOption = False,
+) -> None:
+    """Write the state into an image of another size. Needs a sound image; refuses when it does not fit."""
+    from cvars.store import keyfile, offline, rewriting  # noqa: PLC0415
+    from cvars.store.geometry import Geometry  # noqa: PLC0415
+
+    source = rewriting.open_sound(offline.read_file(file), keyfile.load(key_file))
+    geometry = Geometry.of(_size(size), frame or source.history.geometry.frame)
+    if geometry is None:
+        raise UsageMistake(
+            f"no store has {size} in frames of {frame or source.history.geometry.frame}",
+            hint="an image is a multiple of 256 frames, 256 to 8192 of them",
+        )
+    _rewritten(
+        "resize",
+        out,
+        source,
+        geometry=geometry,
+        keys=rewriting.key_for_writing(source, None),
+        suite=source.history.header.suite,
+    )
+
+
+@app.command()
+def recover(
+    file: ImageArgument,
+    key_file: NeededKey,
+    out: OutOption,
+    _json: JsonOption = False,
+    _quiet: QuietOption = False,
+    _verbose: VerboseOption = False,
+) -> None:
+    """Take out of a damaged image the longest history that still verifies, into a new one."""
+    from cvars.store import keyfile, offline, rewriting  # noqa: PLC0415
+
+    source = rewriting.open_damaged(offline.read_file(file), keyfile.load(key_file))
+    say(
+        f"{file}: verifies to sequence {source.history.point.counter}; "
+        f"{source.unused_records} later records are authentic but lie behind damage and are not used"
+    )
+    _rewritten(
+        "recover",
+        out,
+        source,
+        geometry=source.history.geometry,
+        keys=rewriting.key_for_writing(source, None),
+        suite=source.history.header.suite,
+    )
+
+
+@app.command()
+def explain(
+    reason: Annotated[str, typer.Argument(help="A reason, for example store.tampered.")],
+    _json: JsonOption = False,
+    _quiet: QuietOption = False,
+    _verbose: VerboseOption = False,
+) -> None:
+    """Say what a reason means, what can have caused it, and what to do."""
+    from cvars.store.explaining import EXPLANATIONS  # noqa: PLC0415
+
+    if reason not in EXPLANATIONS:
+        raise UsageMistake(f"no such reason: {reason}", hint="known: " + ", ".join(EXPLANATIONS))
+    meaning, causes, way_out = EXPLANATIONS[reason]
+    say(f"{reason}: {meaning}")
+    say(f"  can be   {causes}")
+    say(f"  way out  {way_out}")
+    emit("cvars.store.explain/1", {"reason": reason, "meaning": meaning, "causes": causes, "way_out": way_out})

@@ -19,7 +19,7 @@ from cvars.store.header import (
     rest_is_zero,
 )
 from cvars.store.history import History, read_bank
-from cvars.store.keys import RootKeys, StoreKeys
+from cvars.store.keys import BankKeys, RootKeys, StoreKeys
 from cvars.store.selection import Mode
 from cvars.store.suites import SUITES
 
@@ -35,14 +35,17 @@ class Bank:
 
     def read(self, *, probe: bool = True) -> History:
         """Verify snapshot and log. Raises Damage when the snapshot does not verify."""
-        keys = self.root.bank(
+        return read_bank(self.header, self.keys(), self.geometry, self.raw, probe=probe)
+
+    def keys(self) -> BankKeys:
+        """Keys of this bank."""
+        return self.root.bank(
             generation=self.header.generation,
             bank_salt=self.header.bank_salt,
             suite=self.header.suite,
             geometry=self.geometry,
             bank_offset=self.header.bank_offset,
         )
-        return read_bank(self.header, keys, self.geometry, self.raw, probe=probe)
 
 
 @dataclass(frozen=True, slots=True)
