@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from cvars.errors import BadInput
+from cvars.errors import BadInput, OutsideFailure
 from cvars.store.keys import StoreKeys
 
 KEY_BYTES: Final = 32
@@ -53,7 +53,10 @@ class KeyFile:
 
 def load(path: Path) -> KeyFile:
     """Read a key file. Raises BadInput; the message never holds a key byte."""
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise OutsideFailure(f"{path}: {error.strerror}") from None
     if len(data) == KEY_BYTES:
         return KeyFile({1: data})
     try:

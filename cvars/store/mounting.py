@@ -28,7 +28,6 @@ from cvars.store.engine import Store
 from cvars.store.freshness import Freshness
 from cvars.store.geometry import HEADER_BLOCK
 from cvars.store.header import (
-    INIT_MAGIC,
     MAJOR,
     CreationHeader,
 )
@@ -167,7 +166,8 @@ class _Mount:
         else:
             history, beyond, boot = self._select(found, acquired)
             attached = True
-        leftover = image[:8] == INIT_MAGIC and history.header.bank_offset != 0
+        # a creation that lost power at its last step: bank 0 was never used, but its block is not blank
+        leftover = history.header.generation == 1 and image[:HEADER_BLOCK].count(image[0]) != HEADER_BLOCK
         return self._serve(found, image, history, beyond, boot, attached=attached, leftover=leftover)
 
     # --- creation ---------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def refusal(history: History, acquired: Acquired, *, repairable: bool) -> StoreE
                 f"the image ends at sequence {found.counter} on another branch; anchored is {anchored.counter}"
             )
         ring = ring_points(history, acquired)
-        if any(point in ring for point in history.points if point != found):
+        if found not in ring and any(point in ring for point in history.points):
             return StoreForked(
                 f"the image left the anchored history before sequence {found.counter}; "
                 f"anchored is {anchored.counter}"

@@ -1,0 +1,169 @@
+"""A medium that fails, lies about sizes and transfers, or changes under the reader (SS-6, SS-11, T8, T14, T26)."""
+
+import random
+
+import pytest
+from tests.store.images import sample
+from tests.store.test_crash import clone, nearly_full
+from tests.store.workload import run
+from tests.store.world import World, put, state
+
+from cvars.errors import DeviceError, StoreIoError
+from cvars.host.media import Fault, FaultyMedium
+from cvars.store import Mode
+
+
+@pytest.mark.parametrize("fault", [Fault.SHORT, Fault.STALL, Fault.INTERRUPT])
+def test_SS_11_short_and_interrupted_calls_are_continued(fault) -> None:
+    base = sample(Mode.STRICT, commits=10)
+    for call in range(40):
+        world = base.fresh()
+        medium = FaultyMedium(base.image, faults={call: fault}, read_faults={call % 3: fault})
+        store = world.boot(medium=medium)
+        assert state(store) == base.final
+        run(store, random.Random(call), 12)
+        want = state(store)
+        assert state(base_again(world, bytes(medium.durable))) == want
+
+
+def base_again(world: World, image: bytes):
+    again = clone(world, world.anchor.record)
+    return again.boot(image)
+
+
+@pytest.mark.parametrize("mode", [Mode.PER_BOOT, Mode.STRICT])
+@pytest.mark.parametrize("fault", [Fault.ERROR, Fault.ERROR_AFTER])
+@pytest.mark.rule("SS-11", "T26")
+def test_an_error_at_any_call_is_never_taken_for_success(fault, mode) -> None:
+    """One EIO: tried again byte for byte. The state is what was acknowledged, or with the failed commit."""
+    base, image, record, start = nearly_full(mode)
+    for call in range(60):
+        world = clone(base, record)
+        medium = FaultyMedium(image, faults={call: fault})
+        try:
+            store = world.boot(medium=medium)
+        except StoreIoError:
+            assert state(base_again(world, bytes(medium.durable))) == start
+            continue
+        acknowledged = dict(start)
+        failed = []
+        for number in range(6):
+            change = put(f"N{number}", bytes([number]) * 90)
+            try:
+                store.commit((change,))
+            except DeviceError:
+                failed.append(change)
+            else:
+                acknowledged[change.key] = change.variable
+        found = state(base_again(world, bytes(medium.durable)))
+        assert all(found[k] == v for k, v in acknowledged.items())
+        assert set(found) <= set(acknowledged) | {c.key for c in failed}
+
+
+@pytest.mark.parametrize("first", range(0, 28, 3))
+@pytest.mark.rule("SS-11", "T26")
+def test_a_medium_that_fails_for_ever_makes_the_store_refuse_writes_and_keep_reads(first) -> None:
+    base, image, record, start = nearly_full(Mode.STRICT)
+    world = clone(base, record)
+    medium = FaultyMedium(image, faults=dict.fromkeys(range(first, 10_000), Fault.ERROR))
+    try:
+        store = world.boot(medium=medium)
+    except StoreIoError:
+        assert state(base_again(world, bytes(medium.durable))) == start
+        return
+    acknowledged = dict(start)
+    refused = 0
+    for number in range(12):
+        change = put(f"N{number % 4}", bytes([number]) * 90)
+        try:
+            store.commit((change,))
+        except DeviceError:
+            refused += 1
+            assert state(store) == acknowledged, "a refused commit is not visible"
+        else:
+            acknowledged[change.key] = change.variable
+            assert not refused, "success after a failure that was never repaired"
+    assert refused
+    assert state(base_again(world, bytes(medium.durable))) == acknowledged
+
+
+@pytest.mark.rule("SS-11")
+def test_an_error_at_the_header_of_a_compaction_is_completed_or_nothing_is_written_again() -> None:
+    """After the header write the old bank is never appended to again: a durable header would hide it."""
+    base, image, record, start = nearly_full(Mode.PER_BOOT)
+    probe = FaultyMedium(image)
+    store = clone(base, record).boot(medium=probe)
+    while store.generation == store._log.history.header.generation and store.generation < 3:
+        store.commit((put("N", b"x" * 90),))
+        if "header" in [w for w, _, n in probe.trace if n == 4096] or any(n == 4096 for _, _, n in probe.trace):
+            break
+    header_call = next(i for i, (what, _, n) in enumerate(probe.trace) if what == "write" and n == 4096)
+    for faults in (
+        {header_call: Fault.ERROR},
+        {header_call: Fault.ERROR_AFTER},
+        {header_call + 1: Fault.ERROR},
+        dict.fromkeys(range(header_call, 10_000), Fault.ERROR_AFTER),
+        dict.fromkeys(range(header_call + 1, 10_000), Fault.ERROR),
+    ):
+        world = clone(base, record)
+        medium = FaultyMedium(image, faults=faults)
+        store = world.boot(medium=medium)
+        acknowledged = dict(start)
+        for number in range(8):
+            change = put("N", bytes([number]) * 90)
+            try:
+                store.commit((change,))
+            except DeviceError:
+                continue
+            acknowledged[change.key] = change.variable
+        if len(faults) > 1:
+            assert store.read_only
+            assert world.trace.kinds().count("store.read_only") == 1
+            writes = [t for t in medium.trace if t[0] == "write"]
+            with pytest.raises(DeviceError):
+                store.commit((put("N", b"never"),))
+            assert [t for t in medium.trace if t[0] == "write"] == writes
+        for survivor in (bytes(medium.durable), bytes(medium.seen)):
+            assert state(base_again(world, survivor)) == acknowledged
+
+
+@pytest.mark.rule("SS-6", "T8", "T14")
+def test_sizes_and_reads_that_change_are_io_errors() -> None:
+    base = sample()
+    size = len(base.image)
+    for sizes in ((size, size - 1), (size, size * 2), (size + 512, size), (size * 2, size * 2), (size, 0)):
+        world = base.fresh()
+        medium = FaultyMedium(base.image, sizes=sizes)
+        error = world.refused(medium=medium)
+        assert isinstance(error, StoreIoError), sizes
+        assert not medium.calls
+    for fault in (Fault.ERROR,):
+        world = base.fresh()
+        medium = FaultyMedium(base.image, read_faults={0: fault})
+        assert isinstance(world.refused(medium=medium), StoreIoError)
+    stalled = FaultyMedium(base.image, read_faults=dict.fromkeys(range(100), Fault.STALL))
+    assert isinstance(base.fresh().refused(medium=stalled), StoreIoError)
+    interrupted = FaultyMedium(base.image, read_faults=dict.fromkeys(range(100), Fault.INTERRUPT))
+    assert isinstance(base.fresh().refused(medium=interrupted), StoreIoError)
+
+
+@pytest.mark.rule("SS-11", "T26")
+def test_a_device_that_takes_no_bytes_is_an_error_not_a_loop() -> None:
+    base = sample()
+    world = base.fresh()
+    medium = FaultyMedium(base.image, faults=dict.fromkeys(range(5, 500), Fault.STALL))
+    store = world.boot(medium=medium)
+    with pytest.raises(DeviceError):
+        run(store, random.Random(1), 9)
+    assert medium.calls < 300
+
+
+@pytest.mark.rule("T10")
+def test_each_record_is_flushed_before_the_next_and_a_header_only_after_its_snapshot() -> None:
+    base, image, record, _ = nearly_full(Mode.PER_BOOT)
+    medium = FaultyMedium(image)
+    store = clone(base, record).boot(medium=medium)
+    run(store, random.Random(2), 60)
+    for number, (what, _, size) in enumerate(medium.trace[:-1]):
+        if what == "write":
+            assert medium.trace[number + 1][0] == "flush", f"call {number} of {size} bytes"
