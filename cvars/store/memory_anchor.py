@@ -125,6 +125,7 @@ class MemoryAnchor:
             while len(items) > 1 and sum(len(i.escrow) for i in items) > self._ring_bytes:
                 items = items[1:]
             self._set(state=ACTIVE, point=to, base=items[0].base, ring=items, last_advance=asked)
+            self._key_used(epoch, key_version)
         return self._renewed()
 
     def renew(self, *, epoch: int) -> Receipt:
