@@ -4,12 +4,11 @@ import random
 from dataclasses import dataclass, replace
 from functools import cache
 
-from tests.store.workload import run
-from tests.store.world import World, state
-
 from cvars.store import Mode
 from cvars.store.inspecting import inspect
 from cvars.store.memory_anchor import AnchorRecord
+from tests.store.workload import run
+from tests.store.world import World, state
 
 
 @dataclass(frozen=True)

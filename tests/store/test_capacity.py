@@ -4,13 +4,13 @@ import random
 import tracemalloc
 
 import pytest
-from tests.store.world import DB, World, delete, key, put, put_key, state
 
 from cvars.errors import EfiStatus
 from cvars.store import MemoryMedium, Mode, StoreFull
 from cvars.store.geometry import FRAMES
 from cvars.variables.model import Key, Put, Variable
 from cvars.variables.security import PRIVATE
+from tests.store.world import DB, World, delete, key, put, put_key, state
 
 
 @pytest.mark.parametrize("frame", FRAMES)

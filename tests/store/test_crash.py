@@ -1,4 +1,4 @@
-"""Power loss at every call, with every subset of the sectors in flight, and again during recovery (SS-9, SS-10)."""
+"""Power loss at every call, with every subset of sectors in flight, and again in recovery (SS-9, SS-10)."""
 
 import random
 from collections import Counter
@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
-from tests.store.workload import run
-from tests.store.world import DB, SMALL, World, append, delete, put, put_key, state
 
 from cvars.host.media import Fault, FaultyMedium, NorMedium, PowerLoss
 from cvars.store import Mode, Outcome
 from cvars.store.memory_anchor import AnchorRecord
 from cvars.variables.model import Delete
+from tests.store.workload import run
+from tests.store.world import DB, SMALL, World, append, delete, put, put_key, state
 
 MODES = (Mode.NONE, Mode.PER_BOOT, Mode.BOUNDED, Mode.CRITICAL, Mode.STRICT)
 
@@ -104,11 +104,11 @@ def test_power_loss_at_every_call_with_subsets_of_sectors(mode, rng, exhaustive,
                 store = world.boot(image)
                 assert state(store) in (crashed.acknowledged, crashed.pending), (call, fault)
                 if counts["images"] % (3 if exhaustive else 25) == 0:
-                    nested(world, image, crashed, rng, counts, exhaustive)
+                    nested(world, image, crashed, rng, counts)
         call += 1
 
 
-def nested(world, image, crashed, rng, counts, exhaustive) -> None:
+def nested(world, image, crashed, rng, counts) -> None:
     """Power loss at each call of the recovery itself; the boot after it must do as well."""
     found = None
     call = 0

@@ -3,12 +3,12 @@
 import random
 
 import pytest
-from tests.store.images import places, sample
-from tests.store.world import World, state
 
 from cvars.errors import StoreError, StoreTampered, StoreWrongGuest
 from cvars.store import Mode, Outcome
 from cvars.store.inspecting import inspect
+from tests.store.images import places, sample
+from tests.store.world import World, state
 
 MASKS = (0x01, 0x80, 0xFF, 0x10)
 
@@ -17,10 +17,7 @@ def verdict(base, image: bytes, *, anchored: bool) -> str:
     """Boot a damaged image: "exact", "repaired", "previous", "older", or the reason; anything else is wrong."""
     world = base.fresh()
     try:
-        if anchored:
-            store = world.boot(image)
-        else:
-            store = world.boot(image, mode=Mode.NONE)
+        store = world.boot(image) if anchored else world.boot(image, mode=Mode.NONE)
     except StoreError as error:
         assert not world.medium.writes, "a refusal wrote to the image"
         assert bytes(world.medium.image) == image
@@ -34,7 +31,9 @@ def verdict(base, image: bytes, *, anchored: bool) -> str:
     if found == base.states[base.last - 1]:
         return "previous"
     newest = max(b.header["Generation"] for b in inspect(base.image).banks if b.header)
-    parent = next(b for b in inspect(base.image).banks if b.header["Generation"] == newest).header["BaseSequence"] - 1
+    parent = (
+        next(b for b in inspect(base.image).banks if b.header["Generation"] == newest).header["BaseSequence"] - 1
+    )
     assert found == base.states[parent], "a wrong state"
     return "older"
 
@@ -99,7 +98,9 @@ def test_swapped_moved_and_duplicated_frames(rng, exhaustive) -> None:
     used = range(newest.offset + 4096, newest.offset + newest.used_to, 512)
     pairs = [(a, b) for a in used for b in used if a != b]
     rng.shuffle(pairs)
-    for a, b in pairs[: 60 if not exhaustive else 2000] + [(a, b) for a in offsets[-4:] for b in offsets[-4:] if a != b]:
+    for a, b in pairs[: 60 if not exhaustive else 2000] + [
+        (a, b) for a in offsets[-4:] for b in offsets[-4:] if a != b
+    ]:
         frames = base.image[a : a + 512], base.image[b : b + 512]
         if frames[0] == frames[1]:
             continue

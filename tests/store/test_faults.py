@@ -3,14 +3,14 @@
 import random
 
 import pytest
-from tests.store.images import sample
-from tests.store.test_crash import clone, nearly_full
-from tests.store.workload import run
-from tests.store.world import World, put, state
 
 from cvars.errors import DeviceError, StoreIoError
 from cvars.host.media import Fault, FaultyMedium
 from cvars.store import Mode
+from tests.store.images import sample
+from tests.store.test_crash import clone, nearly_full
+from tests.store.workload import run
+from tests.store.world import World, put, state
 
 
 @pytest.mark.parametrize("fault", [Fault.SHORT, Fault.STALL, Fault.INTERRUPT])

@@ -5,15 +5,15 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.store.oracle import CLASSES, INNER, OPERATION, Oracle
-from tests.store.workload import run
-from tests.store.world import SMALL, World, key, put, state
 
 from cvars.store import Mode, operations, record
 from cvars.store.geometry import FRAMES, Geometry
 from cvars.store.header import BANK_MAGIC, BankHeader, CreationHeader, crc32c
 from cvars.store.inspecting import BANK_HEADER, CREATION_HEADER, RECORD_PREFIX, inspect
 from cvars.variables.model import Key
+from tests.store.oracle import CLASSES, INNER, OPERATION, Oracle
+from tests.store.workload import run
+from tests.store.world import SMALL, World, key, put, state
 
 ALL = [g for frame in FRAMES for n in range(256, 8193, 256) if (g := Geometry.of(n * frame, frame))]
 
@@ -109,7 +109,12 @@ def test_SS_1_no_name_value_guid_or_count_is_readable_in_the_image() -> None:
     for number in range(40):
         store.commit((put(f"SecretName{number}", b"a very secret value" * 9),))
     image = world.image
-    for needle in ("SecretName".encode("utf-16-le"), b"secret value", key("x").vendor_guid.bytes_le, b"SecretName"):
+    for needle in (
+        "SecretName".encode("utf-16-le"),
+        b"secret value",
+        key("x").vendor_guid.bytes_le,
+        b"SecretName",
+    ):
         assert needle not in image
     assert bytes(64) not in image[image.index(BANK_MAGIC) + 512 + 4096 :][:20000]
 
@@ -141,7 +146,15 @@ def test_SS_23_SS_24_every_geometry_holds_its_capacity_and_then_the_largest_reco
 
 @pytest.mark.parametrize(
     ("size", "frame"),
-    [(0, 512), (SMALL, 256), (SMALL, 1024), (SMALL + 512, 512), (128 * 1024, 8192), (8448 * 1024, 1024), (-SMALL, 512)],
+    [
+        (0, 512),
+        (SMALL, 256),
+        (SMALL, 1024),
+        (SMALL + 512, 512),
+        (128 * 1024, 8192),
+        (8448 * 1024, 1024),
+        (-SMALL, 512),
+    ],
 )
 def test_other_geometries_are_refused(size, frame) -> None:
     assert Geometry.of(size, frame) is None
@@ -159,7 +172,7 @@ def test_SS_22_the_creation_header_carries_geometry_and_a_ticket_and_nothing_els
     for at in range(512):
         broken = bytearray(raw)
         broken[at] ^= 0x10
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             CreationHeader.parse(bytes(broken))
 
 

@@ -4,12 +4,12 @@ import threading
 from dataclasses import replace
 
 import pytest
-from tests.store.broken_anchor import Lossy
-from tests.store.world import DB, World, key, put, put_key, state
 
 from cvars.errors import AnchorError, AnchorFenced, AnchorUnreachable, DeviceError, NotReady
 from cvars.store import Mode, Outcome, StoreConfig
 from cvars.store.anchor import AnchorPoint, Receipt
+from tests.store.broken_anchor import Lossy
+from tests.store.world import DB, World, key, put, put_key, state
 
 
 def unanchored(store, world) -> int:
@@ -313,7 +313,7 @@ def test_commits_and_ticks_of_several_threads_do_not_mix() -> None:
             for number in range(60):
                 store.commit((put(name, bytes([number]) * 50),))
                 store.tick()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(f"T{n}",)) for n in range(3)]
@@ -334,7 +334,7 @@ def test_configurations_that_make_no_sense_are_refused() -> None:
         {"engine": "x" * 33},
         {"skip_checks": frozenset({"everything"})},
     ):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             StoreConfig(**wrong)
 
 

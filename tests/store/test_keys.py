@@ -3,16 +3,17 @@
 import random
 
 import pytest
-from tests.store.images import sample
-from tests.store.test_crash import clone
-from tests.store.workload import run
-from tests.store.world import World, put, state
 
 from cvars.errors import StoreWrongKey
 from cvars.host.media import Fault, FaultyMedium, PowerLoss
 from cvars.store import Mode, StoreKeys, suites
+from cvars.store.geometry import Geometry
 from cvars.store.inspecting import inspect
 from cvars.store.keys import RootKeys
+from tests.store.images import sample
+from tests.store.test_crash import clone
+from tests.store.workload import run
+from tests.store.world import World, put, state
 
 
 def headers(image: bytes) -> list[dict]:
@@ -38,7 +39,6 @@ def test_rotation_is_online_and_the_old_key_opens_nothing_afterwards() -> None:
     run(store, random.Random(2), 200)
     store.close()
     assert {h["KeyVersion"] for h in headers(world.image)} == {2}, "no bank under the old key is left"
-    assert type(World(mode=Mode.NONE).refused(world.image, keys=old)).__name__ in ("StoreWrongKey", "StoreWrongGuest")
     only_new = clone(world, world.anchor.record)
     assert only_new.anchor.record.key_version == 2
     assert type(only_new.refused(world.image, keys=old)) is StoreWrongKey
@@ -98,8 +98,7 @@ def test_a_suite_is_changed_at_the_next_mount(old, new) -> None:
 
 
 def test_SS_18_keys_of_other_purposes_ids_versions_and_places_differ() -> None:
-    geometry = sample().world.boot.__self__ and __import__("cvars.store.geometry", fromlist=["Geometry"]).Geometry
-    shape = geometry.of(128 << 10, 512)
+    shape = Geometry.of(128 << 10, 512)
     kek, store_id = bytes(range(32)), bytes(range(16))
     seen: list[bytes] = []
 
@@ -115,8 +114,8 @@ def test_SS_18_keys_of_other_purposes_ids_versions_and_places_differ() -> None:
         {"generation": 2},
         {"bank_salt": bytes(31) + b"\1"},
         {"suite": 2},
-        {"geometry": geometry.of(256 << 10, 512)},
-        {"geometry": geometry.of(256 << 10, 1024)},
+        {"geometry": Geometry.of(256 << 10, 512)},
+        {"geometry": Geometry.of(256 << 10, 1024)},
         {"bank_offset": 65536},
     ):
         seen.append(bank(root, **change))
@@ -188,7 +187,7 @@ def test_no_key_and_nonce_seal_two_things_over_clones_rollbacks_crashes_and_a_st
         chosen = rng.choice(images)
         try:
             clone_store = world.boot(chosen)
-        except Exception:  # noqa: BLE001 - refused: nothing was sealed
+        except Exception:
             world.anchor.record = type(world.anchor.record)(
                 world.vm_id, world.store_id, epoch=world.anchor.record.epoch
             )

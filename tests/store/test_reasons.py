@@ -5,8 +5,6 @@ import os
 from dataclasses import replace
 
 import pytest
-from tests.store.images import sample
-from tests.store.world import SMALL, World, blank, put, state
 
 from cvars.errors import (
     AnchorLeased,
@@ -22,6 +20,8 @@ from cvars.errors import (
 from cvars.store import FileMedium, Mode, StoreKeys, suites
 from cvars.store.header import BANK_MAGIC, BankHeader
 from cvars.store.inspecting import inspect
+from tests.store.images import sample
+from tests.store.world import SMALL, World, blank, put, state
 
 
 def resealed(base, **changes) -> bytes:

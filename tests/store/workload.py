@@ -2,9 +2,8 @@
 
 import random
 
-from tests.store.world import DB, append, delete, put, put_key
-
 from cvars.variables.model import Journal
+from tests.store.world import DB, append, delete, put, put_key
 
 
 def change(rng: random.Random, live: dict, number: int) -> Journal:
