@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any, ClassVar, TextIO, TypeAlias
+from typing import Any, ClassVar, Final, TextIO, TypeAlias
 from uuid import UUID
+
+#: said wherever simulated evidence was used
+SIMULATED_NOTE: Final = "Evidence is simulated: this shows the protocol, not a hardware guarantee."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

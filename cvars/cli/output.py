@@ -10,8 +10,21 @@ import typer
 from rich.console import Console
 
 from cvars.errors import CvarsError, ExitCode, NotYet
+from cvars.trace import SIMULATED_NOTE
 
-SIMULATED_NOTE: Final = "Evidence is simulated: this shows the protocol, not a hardware guarantee."
+__all__ = [
+    "SIMULATED_NOTE",
+    "SPEECH",
+    "JsonOption",
+    "QuietOption",
+    "VerboseOption",
+    "answer",
+    "emit",
+    "fail",
+    "not_yet",
+    "say",
+    "table",
+]
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ Each packet is a little-endian type word (1 reset, 2 request, 3 reply), then the
 header and message. Source: mm-protocol section 6; the pcap file format (IETF draft-gharris-opsawg-pcap).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import BinaryIO, Final
@@ -189,3 +189,18 @@ def redacted(data: bytes) -> bytes:
     name_size = int.from_bytes(data[64:72], "little")
     start = min(len(data), fixed + name_size)
     return data[:start] + bytes(len(data) - start)
+
+
+def join_captures(parts: Iterable[bytes], out: BinaryIO) -> None:
+    """Write the whole packets of ``parts`` to one capture, times kept. Raises ``BadInput`` as `read_capture`."""
+    time = 0.0
+    writer = CaptureWriter(out, clock=lambda: time)
+    for part in parts:
+        for packet in read_capture(part).packets:
+            time = packet.time
+            if packet.type is PacketType.RESET:
+                writer.reset()
+            elif packet.type is PacketType.REQUEST:
+                writer.request(packet.data)
+            else:
+                writer.reply(packet.data)
