@@ -1,0 +1,182 @@
+"""The component's boot: evidence, lease, key, store, and only then the guest.
+
+Nothing here opens a file, a socket or a clock: everything is handed in. Source: design section 2, key-release 5.4.
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+from cvars.errors import AnchorFenced, StoreError, UsageMistake
+from cvars.mm.service import VariableService
+from cvars.release.client import BrokerClient
+from cvars.release.http_anchor import HttpAnchor
+from cvars.release.initdata import InitData
+from cvars.store import Medium, Mode, Store, StoreConfig, StoreKeys, mount
+from cvars.trace import AnchorFencedEvent, GuestBooted, GuestBootRefused, Trace
+from cvars.variables.limits import Limits
+from cvars.variables.profile import Profile
+from svsm_bridge.errors import GuestMustStop
+
+TESTABLE_CHECKS: Final = frozenset({"record-authentication", "anchor-comparison", "vm-binding"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator asked for. ``on_rollback`` can only be stricter than the measured init-data."""
+
+    on_rollback: str = "repair"
+    takeover: bool = False
+    engine: str = "cvars"
+    profile: Profile = field(default_factory=Profile)
+    skip_checks: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the process hands in: ``random(n)`` gives n bytes, ``clock()`` seconds that never go back."""
+
+    medium: Medium
+    broker: BrokerClient
+    random: Callable[[int], bytes]
+    clock: Callable[[], float]
+    trace: Trace
+
+
+class Component:
+    """A booted component: serves MM messages of one guest until it is stopped or fenced."""
+
+    def __init__(self, store: Store, service: VariableService, trace: Trace) -> None:
+        self._store = store
+        self._service = service
+        self._trace = trace
+        self._lock = threading.Lock()
+        self._stopped: StoreError | None = None
+
+    @property
+    def store(self) -> Store:
+        """The mounted store."""
+        return self._store
+
+    @property
+    def service(self) -> VariableService:
+        """The variable service."""
+        return self._service
+
+    def handle(self, guid: UUID, message: bytes) -> bytes:
+        """`svsm_bridge.handlers.MmHandler`: one message in, its reply out.
+
+        Raises:
+            CallError: the message was not executed.
+            GuestMustStop: the store cannot be trusted any more, or this instance was fenced.
+        """
+        with self._lock:
+            self._must_run()
+            try:
+                self._store.require_lease()
+                return self._service.handle(guid, message)
+            except StoreError as error:
+                raise self._stop(error) from error
+
+    def reset(self) -> None:
+        """Platform reset (R20)."""
+        with self._lock:
+            self._service.reset()
+
+    def tick(self) -> float:
+        """Renew the lease and anchor what a mode's time limit asks for.
+
+        Returns the seconds until it wants to be called again. Raises GuestMustStop as `handle` does.
+        """
+        with self._lock:
+            self._must_run()
+            try:
+                return self._store.tick()
+            except StoreError as error:
+                raise self._stop(error) from error
+
+    def close(self) -> None:
+        """Clean shutdown: close record, last anchor, lease given back. Raises ``StoreError``: not clean."""
+        with self._lock:
+            if self._stopped is None:
+                self._store.close()
+
+    def _must_run(self) -> None:
+        if self._stopped is not None:
+            raise GuestMustStop(str(self._stopped)) from self._stopped
+
+    def _stop(self, error: StoreError) -> GuestMustStop:
+        self._stopped = error
+        if isinstance(error, AnchorFenced):
+            self._trace(AnchorFencedEvent(epoch=self._store.session))
+        return GuestMustStop(str(error))
+
+
+def boot(init_data: InitData, settings: Settings, around: Surroundings) -> Component:
+    """Attest, take the lease, receive the key, open the store, and build the service.
+
+    Raises:
+        StoreError: why the guest is not started (SS-7); the lease was handed back where one was taken.
+        CvarsError: the broker refused or did not answer, or the configuration is wrong.
+    """
+    try:
+        return _boot(init_data, settings, around)
+    except Exception as error:
+        reason = getattr(error, "reason", "internal")
+        around.trace(GuestBootRefused(reason=reason, detail=str(error)))
+        raise
+
+
+def _boot(init_data: InitData, settings: Settings, around: Surroundings) -> Component:
+    vm_id = init_data.vm_id
+    if vm_id is None:
+        raise UsageMistake("init-data names no VM", hint='add "cvars.vm-id" to its [data]')
+    broker = around.broker
+    broker.attest(init_data.body)
+    acquired = broker.acquire(vm_id, takeover=settings.takeover)
+    anchor = HttpAnchor(broker, acquired)
+    try:
+        provision = acquired.state == "new"
+        keys = StoreKeys(
+            store_id=acquired.store_id,
+            vm_id=vm_id,
+            keks=broker.store_key(vm_id, provision=provision),
+            write_version=acquired.key_version,
+        )
+    except Exception:
+        with suppress(StoreError):
+            anchor.seal(epoch=acquired.epoch, point=acquired.point)
+        raise
+    store = mount(
+        around.medium,
+        keys=keys,
+        config=StoreConfig(
+            mode=Mode.named(acquired.mode),
+            on_rollback=_stricter(settings.on_rollback, init_data),
+            engine=settings.engine,
+            skip_checks=settings.skip_checks & TESTABLE_CHECKS,
+        ),
+        acquired=acquired,
+        anchor=anchor,
+        provision=provision,
+        random=around.random,
+        clock=around.clock,
+        trace=around.trace,
+    )
+    service = VariableService(
+        store.variables,
+        profile=settings.profile,
+        limits=Limits.for_capacity(store.capacity),
+        commit=store.commit,
+        trace=around.trace,
+    )
+    around.trace(GuestBooted(epoch=acquired.epoch, counter=store.point.counter, variables=len(store.variables)))
+    return Component(store, service, around.trace)
+
+
+def _stricter(asked: str, init_data: InitData) -> str:
+    measured = init_data.data.get("cvars.on-rollback", "repair")
+    return "refuse" if "refuse" in (asked, measured) else "repair"

@@ -1,0 +1,217 @@
+"""The trusted component as an operating-system process: opens what boot needs, serves, and ends cleanly.
+
+This is where files, sockets, clocks and randomness enter.
+"""
+
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cvars import __version__
+from cvars.component.boot import Component, Settings, Surroundings, boot
+from cvars.component.hardware import simulated_hardware
+from cvars.errors import AnchorFenced, BadInput, OutsideFailure, StoreError, UsageMistake
+from cvars.formats.pcap import CaptureWriter
+from cvars.release.client import BrokerClient
+from cvars.release.encoding import Malformed
+from cvars.release.initdata import InitData, parse
+from cvars.release.transport import http_transport
+from cvars.store import FileMedium
+from cvars.trace import ComponentStarted, ComponentStopped, JsonLines, Trace, silent
+from svsm_bridge.errors import GuestMustStop
+from svsm_bridge.transports.socket import SocketServer, listen
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asked for. ``listen`` is the path of the Unix socket."""
+
+    tee: str
+    store: Path
+    broker: str
+    init_data: Path
+    listen: Path
+    hardware: Path
+    on_rollback: str = "repair"
+    takeover: bool = False
+    pcap: Path | None = None
+    trace: Path | None = None
+    skip_checks: frozenset[str] = frozenset()
+
+
+class Server:
+    """A booted component behind its socket, until somebody stops it or it must stop itself."""
+
+    def __init__(self, component: Component, listener: socket.socket, capture: CaptureWriter | None) -> None:
+        self._component = component
+        self._over = threading.Event()
+        self._fatal: BaseException | None = None
+        self._server = SocketServer(listener, component, capture=capture, on_fatal=self._must_stop)
+
+    def run(self) -> None:
+        """Serve until ``stop``. Raises the ``StoreError`` that made it stop by itself."""
+        wait_s = 0.0
+        server = self._server.start()
+        while not self._over.wait(wait_s):
+            try:
+                wait_s = self._component.tick()
+            except GuestMustStop as error:
+                self._must_stop(error)
+        self._server.stop()
+        server.join(10)
+        if self._fatal is not None:
+            cause = self._fatal.__cause__
+            raise cause if isinstance(cause, StoreError) else AnchorFenced(str(self._fatal))
+
+    def stop(self) -> None:
+        """End `run`; safe in a signal handler."""
+        self._over.set()
+
+    def _must_stop(self, error: BaseException) -> None:
+        self._fatal = error
+        self._over.set()
+
+
+def serve(options: Options, ready: Callable[[Component], None]) -> None:
+    """Boot and serve until SIGTERM or SIGINT; ``ready`` is called once guests can connect.
+
+    Raises:
+        CvarsError: why the guest was not started, or had to stop. Nothing half-made is left behind.
+    """
+    with ExitStack() as stack:
+        init_data = _read_init_data(options.init_data)
+        trace = stack.enter_context(_trace(options.trace))
+        trace(ComponentStarted(tee=options.tee, vm_id=init_data.vm_id or "", pid=os.getpid(), simulated=True))
+        blob = stack.enter_context(_locked(options.store))
+        hardware = simulated_hardware(options.tee, options.hardware, init_data)
+        listener = stack.enter_context(_listener(options.listen))
+        capture = stack.enter_context(_capture(options.pcap))
+        broker = BrokerClient(
+            http_transport(options.broker),
+            pins=init_data.broker_keys,
+            evidence=hardware,
+            random=secrets.token_bytes,
+            clock=time.time,
+            trace=trace,
+            freshness=init_data.freshness,
+        )
+        settings = Settings(
+            on_rollback=options.on_rollback,
+            takeover=options.takeover,
+            engine=f"cvars {__version__}",
+            skip_checks=options.skip_checks,
+        )
+        clean = False
+        component = None
+        try:
+            around = Surroundings(FileMedium(blob), broker, secrets.token_bytes, time.monotonic, trace)
+            component = boot(init_data, settings, around)
+            server = Server(component, listener, capture)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: server.stop())
+            ready(component)
+            server.run()
+            component.close()
+            clean = True
+        finally:
+            trace(ComponentStopped(clean=clean))
+
+
+def _read_init_data(path: Path) -> InitData:
+    try:
+        return parse(path.read_text())
+    except FileNotFoundError:
+        raise UsageMistake(f"no such init-data file: {path}", hint="cvars broker vm add writes one") from None
+    except (Malformed, UnicodeDecodeError) as error:
+        raise BadInput(str(error), where=str(path)) from error
+    except OSError as error:
+        raise OutsideFailure(f"init-data cannot be read: {error.strerror}", where=str(path)) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """The blob, opened for reading and writing and locked against a second component of this host."""
+    try:
+        blob = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UsageMistake(
+            f"no such store: {path}", hint=f"make a blank one: cvars store create {path} --size 1M"
+        ) from None
+    except OSError as error:
+        raise OutsideFailure(f"the store cannot be opened: {error.strerror}", where=str(path)) from error
+    try:
+        mode = os.fstat(blob).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise UsageMistake("a store is a file or a block device", where=str(path))
+        try:
+            fcntl.flock(blob, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutsideFailure("the store is locked by a running guest", where=str(path)) from None
+        yield blob
+    finally:
+        os.close(blob)
+
+
+@contextmanager
+def _listener(path: Path) -> Iterator[socket.socket]:
+    """A Unix socket, mode 0600, in a folder that only we may enter (svsm-calls 6)."""
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()  # left behind by a component that was killed
+        listener = listen(path)
+    except OSError as error:
+        raise OutsideFailure(
+            f"cannot listen: {error.strerror or error}",
+            where=f"unix:{path}",
+            hint="name another path in a private folder (mode 0700): --listen unix:PATH",
+        ) from error
+    try:
+        yield listener
+    finally:
+        listener.close()
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+@contextmanager
+def _capture(path: Path | None) -> Iterator[CaptureWriter | None]:
+    if path is None:
+        yield None
+        return
+    try:
+        out = path.open("wb", buffering=0)
+    except OSError as error:
+        raise OutsideFailure(f"the capture cannot be written: {error.strerror}", where=str(path)) from error
+    with out:
+        yield CaptureWriter(out, clock=time.time)
+
+
+@contextmanager
+def _trace(path: Path | None) -> Iterator[Trace]:
+    if path is None:
+        yield silent
+        return
+    try:
+        out = path.open("a")
+    except OSError as error:
+        raise OutsideFailure(f"the trace cannot be written: {error.strerror}", where=str(path)) from error
+    with out:
+        yield JsonLines(out, clock=time.time)
