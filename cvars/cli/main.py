@@ -10,6 +10,7 @@ import click
 import typer
 
 from cvars import __version__
+from cvars.cli.later import LATER, noun_app
 from cvars.cli.output import SPEECH, fail, say
 from cvars.errors import CvarsError, ExitCode
 
@@ -24,11 +25,17 @@ app = typer.Typer(
 #: noun modules of this package, each with an ``app``; and single commands, each with a function ``command``
 NOUNS: Final[tuple[str, ...]] = (
     "attest",
+    "audit",
     "broker",
+    "guest",
     "profile",
     "store",
+    "vars",
 )
-COMMANDS: Final[tuple[str, ...]] = ("replay",)
+COMMANDS: Final[tuple[str, ...]] = (
+    "demo",
+    "replay",
+)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback shape
@@ -48,6 +55,9 @@ def main(
 
 for noun in NOUNS:
     app.add_typer(importlib.import_module(f"cvars.cli.{noun}").app, name=noun)
+for noun in LATER:
+    if noun not in NOUNS:
+        app.add_typer(noun_app(noun), name=noun)
 for name in COMMANDS:
     app.command(name)(importlib.import_module(f"cvars.cli.{name}").command)
 

@@ -69,7 +69,7 @@ def _new_file(path: Path, data: bytes) -> None:
 
 
 @app.command()
-def create(  # noqa: PLR0917 - a command's options
+def create(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to make the store.")],
     size: Annotated[str, typer.Option(help="Image size: a multiple of 256 frames; K and M are known.")] = "1M",
     frame: Annotated[int, typer.Option(help="Frame size: 512, 1024, 2048 or 4096 bytes.")] = 1024,
