@@ -80,7 +80,7 @@ def inspect(
 
 
 @app.command()
-def verify(  # noqa: PLR0917 - a command's options
+def verify(
     evidence: Annotated[
         Path | None, typer.Argument(help="Report, quote, HCL envelope or JSON evidence; - reads standard input.")
     ] = None,
@@ -268,7 +268,7 @@ def _manifest(path: Path, trusted: "TrustRoots") -> None:
 
 
 @app.command()
-def measure(  # noqa: PLR0917 - a command's options
+def measure(
     image: Annotated[
         Path, typer.Argument(exists=True, dir_okay=False, help="Firmware (.fd), IGVM or TDVF image.")
     ],
@@ -367,7 +367,7 @@ def _measured(
 
 
 @app.command()
-def simulate(  # noqa: PLR0917 - a command's options
+def simulate(
     out: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for the evidence.")],
     report_data: Annotated[str, typer.Option("--report-data", help="64 bytes.", metavar="HEX")],
     measurement: Annotated[str, typer.Option("--measurement", help="48 bytes.", metavar="HEX")],

@@ -26,7 +26,7 @@ from cvars.errors import CvarsError, EfiStatus, OutsideFailure, UsageMistake
 from cvars.formats.pcap import join_captures
 from cvars.host.folder import HostFolder
 from cvars.lab.driver import AT, is_get, set_attributes, status_of
-from cvars.lab.policies import write_policy
+from cvars.lab.operator import write_key_file, write_policy
 from cvars.lab.processes import Ended, Processes, Running
 from cvars.lab.scenario import bundled, read_scenario
 from cvars.release.initdata import compose
@@ -201,7 +201,8 @@ class _Demo:
         geometry = Geometry.of(IMAGE_BYTES, 1024)
         assert geometry is not None
         for vm in (GUEST, OTHER):
-            opened.add_vm(vm, mode="critical")
+            record = opened.add_vm(vm, mode="critical")
+            write_key_file(opened, record, broker / f"{vm}.key.json")
             self.host.blob(vm).write_bytes(
                 creation_image(geometry, nor=False, aux=b"", request_id=secrets.token_bytes(16))
             )

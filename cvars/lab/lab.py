@@ -18,7 +18,7 @@ from cvars.component.hardware import SimulatedHardware, launch_measurement, publ
 from cvars.formats.names import parse_name
 from cvars.formats.pcap import CaptureWriter
 from cvars.lab.driver import BS, NV, RT, Exchange, VariableDriver
-from cvars.lab.policies import write_policy
+from cvars.lab.operator import write_policy
 from cvars.mm.service import VariableService
 from cvars.release.client import BrokerClient
 from cvars.release.initdata import compose, parse

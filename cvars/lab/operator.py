@@ -1,8 +1,17 @@
-"""The policy that a lab's broker starts with: this component's measurement, simulated domain, lease required."""
+"""What a lab's operator puts beside its broker: the policy it starts with, and key files for offline tools.
 
+The policy: this component's measurement, simulated domain, lease required.
+"""
+
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from cvars.broker.record import Record
+    from cvars.broker.service import Broker
 
 _HEAD: Final = """\
 # Written by the lab: releases a VM's own store key to the measured component of this installation only.
@@ -43,3 +52,20 @@ def write_policy(broker: Path, measurements: Mapping[str, bytes], *, takeover: b
         text += _LEAVES[tee].format(measurement=measurement.hex())
     text += "release:\n  per_vm: true\n"
     (broker / "policies" / "lab.yaml").write_text(text)
+
+
+def write_key_file(broker: "Broker", record: "Record", file: Path) -> None:
+    """Write the store key of a lab's VM for `cvars store fsck --key-file` and its like; mode 0600.
+
+    A lab's keys protect nothing; a real broker gives a store key to its attested VM only.
+    """
+    keys = broker.anchors.store_keys(record.vm_id, [record.key_version])
+    assert keys is not None
+    members = {
+        "store_id": record.store_id.hex(),
+        "vm_id": record.vm_id,
+        "key_version": record.key_version,
+        "kek": keys[0].hex(),
+    }
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(json.dumps(members, indent=1) + "\n")
