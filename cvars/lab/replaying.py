@@ -259,13 +259,14 @@ def _preset(operation: Operation) -> dict[Key, Variable] | None:
 def play_capture(
     capture: Capture, name: str, profile: Profile, store: Mapping[Key, Variable], limits: Limits = DEFAULT_LIMITS
 ) -> Iterator[Exchange | Left]:
-    """Run a capture; a step is the number of its request's record. Cut records are left out, and named."""
+    """Run a capture; a step is the number of its request, from 1. Cut records are left out, named by record."""
     machine = Machine(profile, limits)
     machine.start(store)
     machine.largest = SNAP_LENGTH
     for cut in capture.skipped:
         yield Left(name, cut.number, cut.why)
     pending = None
+    requests = 0
     fresh = True
     for packet in capture.packets:
         match packet.type:
@@ -276,6 +277,7 @@ def play_capture(
                     machine.call(pending.data)
                     yield Left(name, pending.number, "no reply was recorded")
                 pending = packet
+                requests += 1
             case PacketType.REPLY:
                 if pending is None:
                     yield Left(name, packet.number, "a reply without a request")
@@ -284,7 +286,7 @@ def play_capture(
                 device, ours = machine.call(pending.data)
                 yield Exchange(
                     scenario=name,
-                    step=pending.number,
+                    step=requests,
                     request=pending.data,
                     recorded=packet.data,
                     recorded_device=DEVICE_UNKNOWN if device == DEVICE_UNKNOWN else DEVICE_OK,

@@ -24,7 +24,9 @@ from cvars.variables.model import Key
 
 
 def cvars(*arguments, code=0):
-    done = subprocess.run([sys.executable, "-m", "cvars", *map(str, arguments)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cvars", *map(str, arguments)], check=False, capture_output=True, text=True
+    )
     assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
     return done
 
