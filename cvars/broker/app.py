@@ -9,13 +9,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import FastAPI
 
 from cvars import __version__
-from cvars.broker import messages, routes_kbs, routes_native
+from cvars.broker import console, messages, routes_admin, routes_kbs, routes_kbs_admin, routes_native, routes_ops
+from cvars.broker.admin import Admin
 from cvars.broker.anchors import AnchorStore
 from cvars.broker.audit import AuditLog
 from cvars.broker.checkpoints import CheckpointFolder
 from cvars.broker.config import BrokerConfig, ConfigMistake, read_private_file
 from cvars.broker.database import Database
 from cvars.broker.http import Edge, answer_exceptions
+from cvars.broker.metrics import Metrics
 from cvars.broker.openapi import components
 from cvars.broker.policies import PolicySet
 from cvars.broker.policy.load import PolicyError, read_yaml
@@ -102,8 +104,18 @@ def open_broker(
     )
 
 
-def create_app(broker: Broker, *, body_timeout_s: float = 10.0, inline: bool = False) -> Any:  # noqa: ANN401 - ASGI
-    """The ASGI application around ``broker``. ``inline``: no threads, for the lab's process."""
+def create_app(
+    broker: Broker,
+    *,
+    admin: Admin | None = None,
+    metrics: Metrics | None = None,
+    body_timeout_s: float = 10.0,
+    inline: bool = False,
+) -> Edge:
+    """The ASGI application around ``broker``. ``inline``: no threads, for the lab's process.
+
+    Without ``admin`` nobody administers over HTTP; without ``metrics`` there is no /metrics.
+    """
     app = FastAPI(
         title="cvars key broker",
         version=__version__,
@@ -114,13 +126,21 @@ def create_app(broker: Broker, *, body_timeout_s: float = 10.0, inline: bool = F
     )
     app.state.broker = broker
     app.state.inline = inline
+    app.state.admin = admin or Admin()
+    app.state.metrics = metrics
+    app.state.draining = False
+    broker.observe = metrics.decision if metrics is not None else None
     app.state.body_timeout_s = body_timeout_s
     app.include_router(routes_kbs.router)
     app.include_router(routes_native.router)
+    app.include_router(routes_kbs_admin.router)
+    app.include_router(routes_admin.router)
+    app.include_router(routes_ops.router)
+    app.include_router(console.router)
     answer_exceptions(app)
     _with_schemas(app)
     app.router.redirect_slashes = False
-    return Edge(app, random=broker.random, observe=_ignore)
+    return Edge(app, random=broker.random, observe=metrics.request if metrics is not None else _ignore)
 
 
 def _ignore(*_: object) -> None:

@@ -4,6 +4,7 @@ No secrets, no full chip id; whatever a client sent is bounded and escaped (K48)
 chain that was cut or edited shows in `verify`.
 """
 
+import fcntl
 import hashlib
 import json
 import threading
@@ -35,14 +36,21 @@ class AuditLog:
 
     def _resume(self, path: Path) -> None:
         try:
+            self._out = path.open("a")
+            fcntl.flock(self._out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.chmod(0o600)
             if path.exists():
                 with path.open() as old:
                     for line in old:
                         entry = json.loads(line)
                         self._head, self._number = str(entry["hash"]), int(entry["n"])
                         self.recent.append(entry)
-            self._out = path.open("a")
-            path.chmod(0o600)
+        except BlockingIOError:
+            raise OutsideFailure(
+                "another broker writes this audit log",
+                where=str(path),
+                hint="each process needs its own audit.file",
+            ) from None
         except (ValueError, KeyError, TypeError):
             raise BadInput(f"{path} is not an audit log", hint="move it away; it may be evidence") from None
         except OSError as error:

@@ -6,6 +6,7 @@ answer with one of the two bodies; an exception that nobody expected is a 500 wi
 
 import asyncio
 import json
+import traceback
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cvars.broker.audit import bounded
 from cvars.broker.database import DatabaseDown
 from cvars.broker.problems import Problem
 from cvars.broker.record import Refused
@@ -116,7 +118,8 @@ def problem_of(error: Exception, *, path: str, request_id: str) -> Problem:
     if isinstance(error, DatabaseDown):
         log.error("database", request_id=request_id, error=str(error))
         return Problem(503, "DATABASE", reason="broker.database")
-    log.error("internal", request_id=request_id, path=path[:200], exc_info=error)
+    trace = "".join(traceback.format_exception(error))  # text only: frames may hold secrets
+    log.error("internal", request_id=request_id, path=bounded(path), trace=trace)
     return Problem(500, "INTERNAL", reason="internal")
 
 

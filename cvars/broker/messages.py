@@ -176,3 +176,121 @@ class IdentityReply(Body):
     broker_id: str
     keys: list[str]
     simulation: bool
+
+
+class AddVmRequest(Body):
+    """An operator's new record."""
+
+    vm_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
+    mode: Mode = "critical"
+
+
+class ReasonRequest(Body):
+    """Why; it goes into the history."""
+
+    reason: Reason
+
+
+class ResetRequest(Body):
+    """``to``: another anchored point, or "new" (then with a new store id and key)."""
+
+    reason: Reason
+    to: Point | Literal["new"]
+
+
+class Vm(Body):
+    """An anchor record."""
+
+    vm_id: str
+    store_id: str
+    mode: str
+    state: str
+    epoch: int
+    counter: int
+    root: str
+    base: Point
+    ring_bytes: int
+    key_version: int
+    key_old: int | None
+    version: int
+    acquires: int
+    lease_expires: float | None
+    history: str
+
+
+class VmList(Body):
+    """All of them."""
+
+    vms: list[Vm]
+
+
+class HistoryReply(Body):
+    """Transitions in order, each with the hash that chains it."""
+
+    entries: list[dict[str, Any]]
+
+
+class PolicyBody(Body):
+    """A typed policy, YAML; its own name must be the one in the path."""
+
+    text: Annotated[str, Field(min_length=1, max_length=262144)]
+
+
+class PolicyInfo(Body):
+    """``source``: a file, or ``database``."""
+
+    name: str
+    digest: str
+    applies_to: list[str]
+
+
+class PolicyList(Body):
+    """The active policies."""
+
+    policies: list[PolicyInfo]
+    restriction: str | None
+
+
+class SecretInfo(Body):
+    """A stored secret: where and which version, never what."""
+
+    path: str
+    version: int
+
+
+class SecretList(Body):
+    """All of them."""
+
+    secrets: list[SecretInfo]
+
+
+class DecisionList(Body):
+    """The last decisions of this process, oldest first."""
+
+    decisions: list[dict[str, Any]]
+
+
+class CheckpointReply(Body):
+    """A signed checkpoint, compact JWS."""
+
+    checkpoint: str
+
+
+class Done(Body):
+    """It is done."""
+
+    done: Literal[True]
+
+
+class RegoBody(Body):
+    """Base64url of a Rego text."""
+
+    policy: Annotated[str, Field(min_length=1, max_length=131072)]
+
+
+class AttestationPolicyBody(Body):
+    """Base64url of a Rego text; ``policy_id`` is kept for compatibility."""
+
+    type: Literal["rego"]
+    policy_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    policy: Annotated[str, Field(min_length=1, max_length=131072)]

@@ -83,6 +83,11 @@ class PolicyStore:
                 raise PolicyError(f"reference value {name}: {error}") from None
         return dict(texts) | mine, references
 
+    def name_of(self, text: str) -> str:
+        """The name of a typed policy. Raises ``PolicyError``."""
+        _, references = self._read()
+        return load_policy(text, verifier=self._verifier, references=references, where="policy").name
+
     def put(self, text: str, policies: PolicySet) -> str:
         """Store a typed policy under its own name; returns the name. Raises ``PolicyError``."""
         _, references = self._read()

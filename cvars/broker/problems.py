@@ -41,15 +41,18 @@ _TITLES: Final = {
 
 
 class Problem(Exception):
-    """A refusal. ``rule`` is told to the client; ``detail`` only to the audit log."""
+    """A refusal. ``rule`` is told to the client, ``detail`` only to the audit log, ``told`` to operators."""
 
-    def __init__(self, status: int, rule: str, detail: str = "", *, kind: str = "", reason: str = "") -> None:
+    def __init__(
+        self, status: int, rule: str, detail: str = "", *, kind: str = "", reason: str = "", told: str = ""
+    ) -> None:
         super().__init__(rule)
         self.status = status
         self.rule = rule
         self.detail = detail
         self.kind = kind or _KINDS.get(status, "AttestationError")
         self.reason = reason or "broker.refused"
+        self.told = told or rule
 
     def body(self, path: str, request_id: str) -> tuple[bytes, str]:
         """(body, content type) for the API that ``path`` belongs to."""
@@ -59,7 +62,7 @@ class Problem(Exception):
             "type": "about:blank",
             "title": _TITLES.get(self.status, "Refused"),
             "status": self.status,
-            "detail": self.rule,
+            "detail": self.told,
             "reason": self.reason,
             "rule": self.rule,
             "request_id": request_id,

@@ -12,8 +12,12 @@ from collections.abc import Callable
 import structlog
 import uvicorn
 
+from cvars.broker.admin import load_admin
 from cvars.broker.app import create_app, open_broker
+from cvars.broker.checkpoints import CheckpointFolder, Exporter, make
 from cvars.broker.config import BrokerConfig, read_private_file
+from cvars.broker.metrics import Metrics
+from cvars.broker.service import Broker
 from cvars.errors import CvarsError, OutsideFailure
 
 log = structlog.get_logger("cvars.broker")
@@ -45,7 +49,14 @@ def serve(config: BrokerConfig, *, ready: Callable[[str, str], None]) -> None:
     except BaseException:
         listener.close()
         raise
-    app = create_app(broker, body_timeout_s=config.server.body_timeout_s)
+    try:
+        admin = load_admin(config)
+    except BaseException:
+        listener.close()
+        raise
+    metrics = None if config.server.metrics == "off" else Metrics()
+    app = create_app(broker, admin=admin, metrics=metrics, body_timeout_s=config.server.body_timeout_s)
+    exporter = _exporter(config, broker)
     settings = uvicorn.Config(
         app,
         log_config=None,
@@ -84,15 +95,41 @@ def serve(config: BrokerConfig, *, ready: Callable[[str, str], None]) -> None:
             await asyncio.sleep(0.01)
         if server.started:
             ready(url, broker.signer.kid)
+        timer = asyncio.create_task(_tick(exporter))
         await task
+        timer.cancel()
 
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
     try:
         asyncio.run(run())
+        if exporter is not None:
+            exporter.tick(force=True)
     finally:
         broker.audit.close()
         broker.db.close()
+
+
+def _exporter(config: BrokerConfig, broker: Broker) -> Exporter | None:
+    """Signed checkpoints on a timer, when a folder is configured."""
+    if config.checkpoint.folder is None:
+        return None
+
+    def make_one(now: float) -> str:
+        return make(broker.db, broker.signer, now=now, broker_id=broker.broker_id)
+
+    folder = CheckpointFolder(config.path(config.checkpoint.folder))
+    return Exporter(folder, make_one, interval_s=config.checkpoint.interval_s, clock=time.time)
+
+
+async def _tick(exporter: Exporter | None) -> None:
+    """Once a second; an outside failure is logged and tried again."""
+    while exporter is not None:
+        try:
+            await asyncio.to_thread(exporter.tick)
+        except CvarsError as error:
+            log.error("checkpoint.failed", error=error.message, where=error.where)
+        await asyncio.sleep(1)
 
 
 def _tls(config: BrokerConfig, settings: uvicorn.Config) -> None:

@@ -14,7 +14,7 @@ from cvars.broker.anchors import AnchorStore, Exists
 from cvars.broker.audit import AuditLog
 from cvars.broker.database import Database
 from cvars.broker.policies import PolicySet, Snapshot
-from cvars.broker.policy.evaluate import Decision, Facts, decide
+from cvars.broker.policy.evaluate import Decision, Facts, attached, decide
 from cvars.broker.policy.model import is_part
 from cvars.broker.policy_store import PolicyStore
 from cvars.broker.problems import Problem
@@ -79,6 +79,7 @@ class Broker:
     versions: frozenset[str] = frozenset({"0.4.0"})
     profile_c: bool = False
     skip_checks: frozenset[str] = frozenset()
+    observe: Callable[[str, str, str | None], None] | None = None
     keep_evidence: Callable[[str, dict[str, Any]], None] | None = None
 
     # --- attestation ------------------------------------------------------------------------------
@@ -524,9 +525,21 @@ class Broker:
         fresh = Record(vm_id=vm_id, store_id=self.random(16), mode=mode, policy=policy)
         return self.anchors.enrol(fresh, now=self.clock(), reason=reason)
 
-    def operate(self, vm_id: str, change: Callable[[Record], Change]) -> Record:
-        """One of the operator's transitions."""
-        return self.anchors.apply(vm_id, change, now=self.clock())
+    def operate(self, vm_id: str, change: Callable[[Record], Change], call: Call | None = None) -> Record:
+        """One of the operator's transitions. Raises ``Refused``; with ``call`` a ``Problem``, and audits."""
+        if call is None:
+            return self.anchors.apply(vm_id, change, now=self.clock())
+        with self._refusals(call):
+            record = self.anchors.apply(vm_id, change, now=self.clock())
+        call.epoch = record.epoch
+        self._yes(call)
+        return record
+
+    def put_resource(self, path: str, secret: bytes) -> int:
+        """Store a secret, bound to the policies that guard it now; returns its version."""
+        mine = attached(self.policies.current().policies, path)
+        digest = hashlib.sha256(",".join(sorted(p.digest for p in mine)).encode()).hexdigest()
+        return self.resources.put(path, secret, policy_digest=digest)
 
     # --- audit ------------------------------------------------------------------------------------
 
@@ -542,6 +555,10 @@ class Broker:
         """Write the audit line of a refusal; the caller raises it."""
         return self._no(call, problem)
 
+    def accept(self, call: Call) -> None:
+        """Write the audit line of what was done."""
+        self._yes(call)
+
     def _no(self, call: Call, problem: Problem) -> Problem:
         self._line(call, decision="deny", rule=problem.rule, status=problem.status, why=problem.detail or None)
         return problem
@@ -550,6 +567,8 @@ class Broker:
         self._line(call, decision="allow")
 
     def _line(self, call: Call, **members: Any) -> None:  # noqa: ANN401
+        if self.observe is not None:
+            self.observe(call.action, members["decision"], members.get("rule"))
         self.audit.write(
             request_id=call.request_id,
             action=call.action,

@@ -10,7 +10,6 @@ from cvars.errors import UsageMistake
 
 if TYPE_CHECKING:
     from cvars.broker.config import BrokerConfig
-    from cvars.broker.record import Record
     from cvars.broker.service import Broker
 
 app = typer.Typer(no_args_is_help=True, help="The key broker: release, policy, freshness anchor.")
@@ -120,6 +119,7 @@ def vm_add(
     """
     from cvars.broker.anchors import Exists  # noqa: PLC0415
     from cvars.broker.problems import Problem  # noqa: PLC0415
+    from cvars.broker.views import describe  # noqa: PLC0415
     from cvars.release.initdata import MODES  # noqa: PLC0415
 
     if mode not in MODES:
@@ -144,29 +144,11 @@ def vm_list(
     _verbose: VerboseOption = False,
 ) -> None:
     """List all anchor records."""
+    from cvars.broker.views import describe  # noqa: PLC0415
+
     records = offline(config, simulation=simulation).anchors.all()
     table(
         ("VM", "STATE", "EPOCH", "COUNTER", "MODE", "KEY"),
         [(r.vm_id, r.state, r.epoch, r.point.counter, r.mode, r.key_version) for r in records],
     )
     emit("cvars.broker.vm.list/1", {"vms": [describe(r) for r in records]})
-
-
-def describe(record: "Record") -> dict[str, object]:
-    """A record for programs."""
-    lease = record.lease
-    return {
-        "vm_id": record.vm_id,
-        "store_id": record.store_id.hex(),
-        "mode": record.mode,
-        "state": record.state,
-        "epoch": record.epoch,
-        "counter": record.point.counter,
-        "root": record.point.root.hex(),
-        "base": {"counter": record.base.counter, "root": record.base.root.hex()},
-        "key_version": record.key_version,
-        "key_old": record.key_old,
-        "version": record.version,
-        "lease_expires": lease.expires if lease else None,
-        "history": record.history.hex(),
-    }
