@@ -18,10 +18,12 @@ from cvars.broker.config import BrokerConfig, ConfigMistake, read_private_file
 from cvars.broker.database import Database
 from cvars.broker.http import Edge, answer_exceptions
 from cvars.broker.metrics import Metrics
+from cvars.broker.migrate import prepare
 from cvars.broker.openapi import components
 from cvars.broker.policies import PolicySet
 from cvars.broker.policy.load import PolicyError, read_yaml
 from cvars.broker.policy_store import PolicyStore
+from cvars.broker.replay import EvidenceFolder
 from cvars.broker.resources import Resources
 from cvars.broker.secrets import KEY_SIZE, Keyring
 from cvars.broker.service import Broker
@@ -67,8 +69,8 @@ def open_broker(
         else None,
     )
     verifier = verifier or make_verifier(config)
-    database = Database(config.database_url)
-    database.create()
+    database = Database(config.database_url, pooled=not offline)
+    prepare(database)
     policies = PolicySet(verifier)
     store = PolicyStore(database, verifier, files=lambda: policy_files(config), clock=clock)
     if not offline:
@@ -101,6 +103,7 @@ def open_broker(
         versions=frozenset(config.attestation.versions),
         profile_c=config.attestation.profile_c,
         skip_checks=frozenset(config.simulated.skip_checks),
+        keep_evidence=EvidenceFolder(config.path("evidence")).keep if config.audit.keep_evidence else None,
     )
 
 

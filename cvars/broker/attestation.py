@@ -26,7 +26,7 @@ class AttestVerifier:
         """Whether a simulated root is among the roots."""
         return self.roots.simulation
 
-    def verify(self, tee: str, primary: Any, *, report_data: bytes, at: datetime) -> AttestationResult:  # noqa: ANN401
+    def verify(self, tee: str, primary: Any, *, report_data: bytes | None, at: datetime) -> AttestationResult:  # noqa: ANN401
         """Authentic and bound?"""
         read = read_snp if tee == "snp" else read_tdx
         return verify(read(primary), roots=self.roots, at=at, report_data=report_data, library=self.library)

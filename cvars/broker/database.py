@@ -138,16 +138,19 @@ SESSIONS: Final = sa.Table(
 
 
 class Database:
-    """Connections of one broker process."""
+    """Connections of one broker process; not ``pooled`` for one command."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, pooled: bool = True) -> None:
+        self._pool: dict[str, Any] = (
+            {"pool_size": 16, "max_overflow": 16} if pooled else {"poolclass": sa.pool.NullPool}
+        )
         self.url = sa.make_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         try:
             if self.sqlite:
                 self.engine = self._sqlite()
             else:
-                self.engine = sa.create_engine(url, pool_size=16, max_overflow=16, pool_pre_ping=True)
+                self.engine = sa.create_engine(url, pool_pre_ping=True, **self._pool)
         except ModuleNotFoundError as error:
             raise UsageMistake(
                 f"database driver {error.name} is not installed", hint="pip install 'cvars[postgres]'"
@@ -156,7 +159,7 @@ class Database:
 
     def _sqlite(self) -> Engine:
         engine = sa.create_engine(
-            self.url, pool_size=16, max_overflow=16, connect_args={"check_same_thread": False, "timeout": 30.0}
+            self.url, connect_args={"check_same_thread": False, "timeout": 30.0}, **self._pool
         )
 
         @sa.event.listens_for(engine, "connect")
@@ -171,11 +174,6 @@ class Database:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
 
         return engine
-
-    def create(self) -> None:
-        """Make all tables that are not there (a fresh installation)."""
-        with self.engine.begin() as connection:
-            METADATA.create_all(connection, checkfirst=True)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:

@@ -21,7 +21,7 @@ class Resources:
             row = connection.execute(sa.select(RESOURCES).where(RESOURCES.c.path == path)).first()
         if row is None:
             return None
-        return self._keyring.unwrap(bytes(row.wrapped), _binding(path, row.version, row.policy_digest))
+        return self._keyring.unwrap(bytes(row.wrapped), binding(path, row.version, row.policy_digest))
 
     def put(self, path: str, secret: bytes, *, policy_digest: str = "") -> int:
         """Store or replace; returns the new version."""
@@ -31,7 +31,7 @@ class Resources:
             row = {
                 "version": version,
                 "policy_digest": policy_digest,
-                "wrapped": self._keyring.wrap(secret, _binding(path, version, policy_digest)),
+                "wrapped": self._keyring.wrap(secret, binding(path, version, policy_digest)),
             }
             if old is None:
                 connection.execute(sa.insert(RESOURCES), {"path": path} | row)
@@ -66,5 +66,6 @@ class Resources:
             return done.rowcount == 1
 
 
-def _binding(path: str, version: int, policy_digest: str) -> bytes:
+def binding(path: str, version: int, policy_digest: str) -> bytes:
+    """What a wrapped resource is bound to."""
     return f"resource/{path}/{version}/{policy_digest}".encode()

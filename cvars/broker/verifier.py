@@ -57,7 +57,7 @@ class Verifier(Protocol):
         """Whether simulated roots are among the roots."""
         ...
 
-    def verify(self, tee: str, primary: Any, *, report_data: bytes, at: datetime) -> Result:  # noqa: ANN401
+    def verify(self, tee: str, primary: Any, *, report_data: bytes | None, at: datetime) -> Result:  # noqa: ANN401
         """Authentic and bound? Never raises for bad evidence."""
         ...
 

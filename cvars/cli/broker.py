@@ -1,45 +1,21 @@
 """`cvars broker`: run and administer the key broker."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cvars.cli.output import SIMULATED_NOTE, JsonOption, QuietOption, VerboseOption, emit, say, table
-from cvars.errors import UsageMistake
-
-if TYPE_CHECKING:
-    from cvars.broker.config import BrokerConfig
-    from cvars.broker.service import Broker
+from cvars.cli import broker_admin, broker_policy, broker_vm
+from cvars.cli.broker_common import HERE, ConfigOption, load
+from cvars.cli.output import SIMULATED_NOTE, JsonOption, QuietOption, VerboseOption, emit, say
 
 app = typer.Typer(no_args_is_help=True, help="The key broker: release, policy, freshness anchor.")
-vm_app = typer.Typer(no_args_is_help=True, help="VMs and their anchors.")
-app.add_typer(vm_app, name="vm")
 
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="broker.toml, or its folder.", envvar="CVARS_BROKER_CONFIG")
-]
-_HERE = Path("broker.toml")
-
-
-def load(config: Path, *, simulation: bool = False, listen: str | None = None) -> "BrokerConfig":
-    """The configuration at ``config`` (a file or its folder)."""
-    from cvars.broker.config import load_config  # noqa: PLC0415
-
-    file = config / "broker.toml" if config.is_dir() else config
-    return load_config(file, simulation=simulation, listen=listen)
-
-
-def offline(config: Path, *, simulation: bool = False) -> "Broker":
-    """The broker's parts, opened by the operator beside the running service (policies are not loaded)."""
-    import secrets  # noqa: PLC0415
-    import time  # noqa: PLC0415
-
-    from cvars.broker.app import open_broker  # noqa: PLC0415
-
-    return open_broker(
-        load(config, simulation=simulation), clock=time.time, random=secrets.token_bytes, offline=True
-    )
+app.add_typer(broker_vm.app, name="vm")
+app.add_typer(broker_policy.app, name="policy")
+app.add_typer(broker_admin.secret_app, name="secret")
+app.add_typer(broker_admin.checkpoint_app, name="checkpoint")
+app.add_typer(broker_admin.audit_app, name="audit")
 
 
 @app.command()
@@ -64,7 +40,7 @@ def init(
 
 @app.command()
 def serve(
-    config: ConfigOption = _HERE,
+    config: ConfigOption = HERE,
     simulation: Annotated[
         bool, typer.Option("--simulation", help="Accept simulated roots, loopback only.")
     ] = False,
@@ -103,52 +79,23 @@ def serve(
     run(load(config, simulation=simulation, listen=listen), ready=ready)
 
 
-@vm_app.command("add")
-def vm_add(
-    vm_id: Annotated[str, typer.Argument(help="As in the guest's measured init-data.")],
-    config: ConfigOption = _HERE,
-    mode: Annotated[str, typer.Option(help="none, per-boot, bounded, critical or strict.")] = "critical",
-    simulation: Annotated[bool, typer.Option("--simulation", help="The broker runs with --simulation.")] = False,
+@app.command()
+def migrate(
+    config: ConfigOption = HERE,
     _json: JsonOption = False,
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Make a new anchor record, so that this VM may create its store once.
+    """Bring the database to the schema of this version; changes nothing when it is there already.
 
-    Example: cvars broker vm add web-1 --config ./broker
+    Example: cvars broker migrate --config ./broker
     """
-    from cvars.broker.anchors import Exists  # noqa: PLC0415
-    from cvars.broker.problems import Problem  # noqa: PLC0415
-    from cvars.broker.views import describe  # noqa: PLC0415
-    from cvars.release.initdata import MODES  # noqa: PLC0415
+    from cvars.broker.migrate import migrate as run  # noqa: PLC0415
 
-    if mode not in MODES:
-        raise UsageMistake(f"no mode {mode}", hint=f"one of {', '.join(MODES)}")
-    broker = offline(config, simulation=simulation)
-    try:
-        record = broker.add_vm(vm_id, mode=mode)
-    except Exists:
-        raise UsageMistake(f"{vm_id} exists already", hint="cvars broker vm reset starts it anew") from None
-    except Problem:
-        raise UsageMistake(f"not a VM id: {vm_id!r}", hint="1..128 of [A-Za-z0-9._-]") from None
-    say(f"{vm_id}: new, mode {mode}, store id {record.store_id.hex()}")
-    emit("cvars.broker.vm.add/1", describe(record))
-
-
-@vm_app.command("list")
-def vm_list(
-    config: ConfigOption = _HERE,
-    simulation: Annotated[bool, typer.Option("--simulation", help="The broker runs with --simulation.")] = False,
-    _json: JsonOption = False,
-    _quiet: QuietOption = False,
-    _verbose: VerboseOption = False,
-) -> None:
-    """List all anchor records."""
-    from cvars.broker.views import describe  # noqa: PLC0415
-
-    records = offline(config, simulation=simulation).anchors.all()
-    table(
-        ("VM", "STATE", "EPOCH", "COUNTER", "MODE", "KEY"),
-        [(r.vm_id, r.state, r.epoch, r.point.counter, r.mode, r.key_version) for r in records],
+    before, after = run(load(config).database_url)
+    say(
+        f"database schema: {before or 'none'} -> {after}"
+        if before != after
+        else f"database schema: {after}, current"
     )
-    emit("cvars.broker.vm.list/1", {"vms": [describe(r) for r in records]})
+    emit("cvars.broker.migrate/1", {"before": before, "after": after})
