@@ -47,12 +47,13 @@ def command(
 ) -> None:
     """Send each recorded request to a fresh service and compare each reply.
 
-    Vectors are compared under the rules of their README (labels, sizes, walks), captures byte for byte. Ends 0
-    when every difference is explained, 1 when one is not.
+    Vectors are compared under the rules of their README (labels, sizes, walks). Captures are compared byte for
+    byte; in one that another implementation answered, what its configuration decides is set aside and counted.
+    Ends 0 when every difference is explained, 1 when one is not.
 
     Example: cvars replay boot.pcap --from vars.json --only 207 -v
     """
-    from cvars.lab import comparing, replaying
+    from cvars.lab import comparing, foreign, replaying
     from cvars.variables.profile import profile_named
 
     chosen = profile_named(profile)
@@ -66,7 +67,7 @@ def command(
             capture = read_capture(raw, where=file)
             played = list(replaying.play_capture(capture, _scenario(file), chosen, store))
             tally.left += [p for p in played if isinstance(p, replaying.Left)]
-            tally.judgements += comparing.judge_capture(p for p in played if isinstance(p, replaying.Exchange))
+            tally.judgements += foreign.judge_capture(p for p in played if isinstance(p, replaying.Exchange))
             tally.files[_scenario(file)] = file
         else:
             from cvars.formats.vectors import read_scenarios

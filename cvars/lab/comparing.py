@@ -139,9 +139,7 @@ def _judge_unlabelled(exchange: Exchange, memory: Memory, *, walk: bool | None) 
         return Judgement(exchange, Verdict.DIFFERENT)
     match request.function:
         case Function.QUERY_VARIABLE_INFO:
-            if ours.status == recorded.status and _without(exchange.ours, _FIGURES) == _without(
-                exchange.recorded, _FIGURES
-            ):
+            if same_but_figures(exchange):
                 return Judgement(exchange, Verdict.FIGURES)
             wanted = query_status(request.attributes, at_runtime=exchange.before.at_runtime)
             if ours.status == wanted != EfiStatus.SUCCESS:
@@ -194,6 +192,11 @@ def _without(raw: bytes, part: slice) -> bytes:
     return raw[: part.start] + raw[part.stop :]
 
 
+def same_but_figures(exchange: Exchange) -> bool:
+    """Equal apart from the sizes and attributes that follow the status (R30)."""
+    return _without(exchange.ours, _FIGURES) == _without(exchange.recorded, _FIGURES)
+
+
 def query_status(attributes: int, *, at_runtime: bool) -> EfiStatus:
     """What R29 answers; written apart from the service, to settle recorded slips. No room for error records."""
     if attributes == 0:
@@ -208,16 +211,20 @@ def query_status(attributes: int, *, at_runtime: bool) -> EfiStatus:
     return EfiStatus.SUCCESS
 
 
-def next_agrees(exchange: Exchange) -> bool:
-    """A single GetNextVariableName outside a complete walk: the recorded name is one of ours (R28)."""
+def next_agrees(exchange: Exchange, extra: frozenset[str] = frozenset()) -> bool:
+    """A single GetNextVariableName outside a complete walk: the recorded name is one of ours (R28).
+
+    ``extra``: further names that the recording side may keep for itself.
+    """
     recorded, ours = Message(exchange.recorded), Message(exchange.ours)
     names = visible(exchange)
     end = EfiStatus.NOT_FOUND
     asked = Message(exchange.request).key
-    if asked in INTERNAL_NAMES:
+    if asked in INTERNAL_NAMES or (asked is not None and asked.name in extra):
         return True
     if recorded.status == EfiStatus.SUCCESS:
-        return recorded.key in names or recorded.key in INTERNAL_NAMES
+        key = recorded.key
+        return key in names or key in INTERNAL_NAMES or (key is not None and key.name in extra)
     if recorded.status == EfiStatus.BUFFER_TOO_SMALL:
         needed = int.from_bytes(recorded.body[32:40], "little")
         return any(len(key.name_bytes) + 2 == needed for key in names | INTERNAL_NAMES)
@@ -369,11 +376,6 @@ def by_rule(exchange: Exchange) -> str | None:
 def counts(judgements: Iterable[Judgement]) -> Counter[str]:
     """Verdicts, counted."""
     return Counter(judgement.verdict.value for judgement in judgements)
-
-
-def judge_capture(exchanges: Iterable[Exchange]) -> list[Judgement]:
-    """Judge a capture: byte for byte."""
-    return [Judgement(e, Verdict.EQUAL if e.equal else Verdict.DIFFERENT) for e in exchanges]
 
 
 def by_label(judgements: Iterable[Judgement]) -> dict[str, Counter[str]]:

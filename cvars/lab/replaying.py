@@ -284,6 +284,10 @@ def play_capture(
                     continue
                 before = machine.state
                 device, ours = machine.call(pending.data)
+                if device == DEVICE_UNKNOWN and packet.data != pending.data:
+                    yield Left(name, pending.number, f"answered by another handler: {Message(pending.data).guid}")
+                    pending = None
+                    continue
                 yield Exchange(
                     scenario=name,
                     step=requests,

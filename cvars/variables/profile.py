@@ -153,6 +153,7 @@ QEMU: Final = replace(
     checks_calendar=False,
     pin_kind=PinKind.SIGNER,
     repeats_wildcards=False,
+    couples_languages=False,
 )
 SCT: Final = replace(SPEC, name="sct", rsa_floor=1024)
 
