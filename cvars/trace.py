@@ -311,6 +311,17 @@ class VariableRefused(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VariableManaged(Event):
+    """The trusted side edited a store; ``bypassed``: without the authentication a guest would need (R122)."""
+
+    kind = "variable.managed"
+    name: str
+    vendor_guid: UUID
+    deleted: bool
+    bypassed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseEntered(Event):
     """The boot phase moved forward (R16)."""
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from cvars import trace as tracing
 from cvars.errors import VariableError
 from cvars.mm import policy, variable
+from cvars.variables import saved
 from cvars.variables.commands import without_dump
 from cvars.variables.initial import initial_state, reset, stored
 from cvars.variables.limits import DEFAULT_LIMITS, Limits
@@ -86,6 +87,14 @@ class VariableService:
     def reset(self) -> None:
         """Platform reset (R20)."""
         self._state = reset(self._state)
+
+    def save(self) -> bytes:
+        """The whole state, MOR key and values included: seal it (R21)."""
+        return saved.save(self._state)
+
+    def restore(self, raw: bytes) -> None:
+        """Take over a saved state. Raises BadInput: malformed (R21)."""
+        self._state = saved.restore(raw)
 
     def handle(self, header_guid: UUID, message: bytes) -> bytes:
         """Answer one MM message: `svsm_bridge.handlers.MmHandler.handle`.

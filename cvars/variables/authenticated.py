@@ -6,8 +6,9 @@ from typing import Final
 
 from cryptography import x509
 
-from cvars.variables import chain, descriptor, pins, pkcs7, siglist
+from cvars.variables import chain, descriptor, enhanced, pins, pkcs7, siglist
 from cvars.variables.descriptor import Descriptor
+from cvars.variables.enhanced import EnhancedHead
 from cvars.variables.model import NO_TIME, Key, Variable
 from cvars.variables.names import (
     APPEND,
@@ -44,9 +45,9 @@ class Authorised:
 
 
 def authorise(
-    state: State, request: SetVariable, existing: Variable | None, head: Descriptor | None
+    state: State, request: SetVariable, existing: Variable | None, head: Descriptor | EnhancedHead | None
 ) -> Authorised:
-    """Decide whether this guest may make this write (R47). ``head`` is the descriptor of an AT write.
+    """Decide whether this guest may make this write (R47). ``head`` is the descriptor of an authenticated write.
 
     Raises:
         SecurityViolation, InvalidParameter, WriteProtected: R47, R52, R60, R63..R75, R87.
@@ -60,6 +61,9 @@ def authorise(
         if existing is not None and existing.attributes & (AT | ENH):
             raise WriteProtected("an authenticated variable needs an authenticated write")  # R52
         return Authorised(request.data)
+    if isinstance(head, EnhancedHead):
+        kept, authority = enhanced.authorise(request, existing, head, state.profile)
+        return Authorised(head.payload, kept, authority)
     if key == PK and existing is not None and attributes & APPEND:
         raise InvalidParameter("PK is never appended to")  # R60
     descriptor.check(head, state.profile)

@@ -85,9 +85,18 @@ def check(descriptor: Descriptor, profile: Profile) -> None:
         raise SecurityViolation(f"wRevision {descriptor.revision:#x}")  # R63
     if descriptor.cert_type != CERT_TYPE_PKCS7:
         raise SecurityViolation("CertType is not PKCS#7")  # R63
-    if descriptor.time[7] or any(descriptor.time[8:]):
+    check_time(descriptor.time, profile)
+
+
+def check_time(time: bytes, profile: Profile) -> None:
+    """Judge a time stamp by itself (R64).
+
+    Raises:
+        SecurityViolation: R64.
+    """
+    if time[7] or any(time[8:]):
         raise SecurityViolation("time stamp with pad, fraction, zone or daylight")  # R64
-    if profile.checks_calendar and not _possible(descriptor.time):
+    if profile.checks_calendar and not _possible(time):
         raise SecurityViolation("impossible time stamp")  # R64
 
 

@@ -7,7 +7,7 @@ from cvars.errors import StoreTampered
 from cvars.variables import modes
 from cvars.variables.limits import Limits
 from cvars.variables.model import Key, Variable
-from cvars.variables.names import APPEND, MOR_LOCK, NV, is_private
+from cvars.variables.names import APPEND, ENH, MOR_LOCK, NV, is_private
 from cvars.variables.profile import Profile
 from cvars.variables.state import Draft, State
 from cvars.variables.table import Table
@@ -30,7 +30,9 @@ def initial_state(variables: Mapping[Key, Variable], *, profile: Profile, limits
         private = is_private(key, variable.attributes)
         if private and variable.signer is None:
             raise StoreTampered("a private authenticated variable has no signer pin")  # R76, P17
-        if not private and variable.signer is not None:
+        if variable.attributes & ENH and variable.signer is None:
+            raise StoreTampered("an enhanced authenticated variable has no authority")  # R76
+        if not private and not variable.attributes & ENH and variable.signer is not None:
             kept[key] = replace(variable, signer=None)  # R76
         else:
             kept[key] = variable

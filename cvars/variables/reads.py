@@ -1,8 +1,9 @@
 """GetVariable, GetNextVariableName, QueryVariableInfo (R22..R31)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from cvars.variables import enhanced
 from cvars.variables.limits import overhead
 from cvars.variables.model import Key, Variable
 from cvars.variables.names import AT, AW, BS, ENH, HR, NV, RT, SUPPORTED
@@ -29,6 +30,8 @@ def get_variable(state: State, request: GetVariable) -> Step:
     found = visible(state, request.key)
     if found is None:
         raise NotFound("absent")  # R22
+    if found.attributes & ENH:
+        found = replace(found, data=enhanced.shown(found))  # R25
     if request.capacity < len(found.data):
         raise BufferTooSmall(len(found.data), found.attributes)  # R23
     return Step(state, found)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from cvars.variables import (
     authenticated,
     descriptor,
+    enhanced,
     language,
     modes,
     mor,
@@ -15,6 +16,7 @@ from cvars.variables import (
 )
 from cvars.variables.authenticated import Authorised
 from cvars.variables.descriptor import Descriptor
+from cvars.variables.enhanced import EnhancedHead
 from cvars.variables.limits import name_size, overhead
 from cvars.variables.model import Variable
 from cvars.variables.names import (
@@ -49,7 +51,7 @@ from cvars.variables.storage import check_room
 class Judged:
     """A request that passed the checks of its own form: ``payload`` is the data without a descriptor."""
 
-    head: Descriptor | None
+    head: Descriptor | EnhancedHead | None
     payload: bytes
 
     @property
@@ -111,11 +113,12 @@ def _check_request(state: State, request: SetVariable) -> Judged:
         raise InvalidParameter("RT without BS")  # R37
     if attributes == NV:
         raise InvalidParameter("NV alone")  # R38
-    head = None
-    payload = request.data
+    head: Descriptor | EnhancedHead | None = None
     if attributes & AT:
         head = descriptor.split(request.data)  # R40
-        payload = head.payload
+    elif attributes & ENH:
+        head = enhanced.split(request.data, state.profile)
+    payload = request.data if head is None else head.payload
     if attributes & HR and not limits.hr_pool:
         raise InvalidParameter("no room for error records")  # R39
     name_bytes = name_size(request.key)
@@ -172,17 +175,21 @@ def _written(
         if key in IMAGE_DATABASES or key == KEK:
             payload = _once(state, payload) if request.attributes & APPEND else payload
         new = Variable(attributes, payload, granted.time, granted.signer)
-        return None if new == existing and not attributes & AT and not state.in_doubt else (new, None)  # R54
+        return (
+            None if new == existing and not attributes & (AT | ENH) and not state.in_doubt else (new, None)
+        )  # R54
     time = granted.time
     if attributes & AT:
         time = descriptor.later(existing.timestamp, granted.time)  # R61
+    elif attributes & ENH:
+        time = enhanced.later(existing.timestamp, granted.time)  # R61
     if key in IMAGE_DATABASES or key == KEK:
         lists = siglist.parse(payload)
         payload = siglist.merge(existing.data, lists, keeps_one=state.profile.keeps_one_duplicate)  # R59
     merged = existing.data + payload  # R58
     if name_size(key) + len(merged) > state.limits.class_limit(attributes) - overhead(attributes):
         raise InvalidParameter("merged value above the class limit")  # R58
-    return Variable(attributes, merged, time, existing.signer), payload
+    return Variable(attributes, merged, time, granted.signer), payload
 
 
 def _once(state: State, payload: bytes) -> bytes:

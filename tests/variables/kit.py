@@ -118,7 +118,7 @@ def refused(status, guest=None):
     before = guest.state if guest is not None else None
     stored_before = dict(guest.store) if guest is not None else None
     with pytest.raises(VariableError) as caught:
-        yield
+        yield caught
     assert caught.value.status is EfiStatus[status], f"{caught.value.status.name}: {caught.value}"
     if guest is not None:
         assert guest.state is before, "a refusal changed the state"
