@@ -46,19 +46,16 @@ class Signer:
 
 
 def distinguished(*names):
-    return x509.Name(
-        [x509.NameAttribute(NameOID.COMMON_NAME, n) for n in names]
-        or [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "nameless")]
-    )
+    """A subject with these common names; an organisation without any."""
+    parts = [x509.NameAttribute(NameOID.COMMON_NAME, n) for n in names]
+    return x509.Name(parts or [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "nameless")])
 
 
 @lru_cache
-def signer(index=0, *names, issuer=None, ca=True, bits=2048, digest=None, kind="rsa", serial=None):
+def signer(index=0, *names, issuer=None, ca=True, bits=2048, digest="SHA256", kind="rsa", serial=None):
     """A certificate for key ``index``, self-signed unless an ``issuer`` is given. Expired on purpose (R69)."""
     key = rsa_key(index, bits) if kind == "rsa" else ec_key()
-    subject = distinguished(*(names or (f"signer {index}",)))
-    if names == ("",):
-        subject = distinguished()
+    subject = distinguished() if names == ("",) else distinguished(*(names or (f"signer {index}",)))
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -71,7 +68,7 @@ def signer(index=0, *names, issuer=None, ca=True, bits=2048, digest=None, kind="
     if ca is not None:
         builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     by = issuer.key if issuer else key
-    return Signer(key, builder.sign(by, digest or hashes.SHA256()))
+    return Signer(key, builder.sign(by, getattr(hashes, digest)()))
 
 
 def time(*fields, tail=bytes(9)):

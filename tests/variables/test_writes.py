@@ -15,7 +15,6 @@ from tests.mm.kit import entry
 from tests.variables.kit import APPEND, AT, AW, BS, ENH, HR, NBR, NV, RT, A, B, Guest, key, refused
 from tests.variables.pki import auth, descriptor, signer, time
 
-
 OWN = 84  # what CustomMode, which is always there, is charged
 
 
