@@ -158,6 +158,8 @@ def parse(der: bytes, *, allows_signed_attributes: bool = True) -> Message:
         if len(attributes) > MAX_ATTRIBUTES:
             raise SecurityViolation(f"{len(attributes)} signed attributes")  # R15
     sid = info.issuer_and_serial_number
+    if not all(readable(certificate) for certificate in certificates):
+        raise SecurityViolation("a certificate that cannot be read")  # R66
     signers = tuple(c for c in certificates if c.serial_number == sid.serial_number and c.issuer == sid.issuer)
     return Message(signers, tuple(certificates), digest, info.encrypted_digest, attributes)
 
@@ -179,6 +181,15 @@ def _begins_with_integer(der: bytes) -> bool:
     first_length = der[1] if len(der) > 1 else 0
     inner = 2 + (first_length & 0x7F if first_length & 0x80 else 0)
     return der[inner : inner + 1] == b"\x02"
+
+
+def readable(certificate: x509.Certificate) -> bool:
+    """Say whether the parts that are decoded late, names and serial number, can be decoded at all."""
+    try:
+        _ = certificate.subject, certificate.issuer, certificate.serial_number
+    except Exception:  # whatever the decoder raises
+        return False
+    return True
 
 
 def usable_key(certificate: x509.Certificate, *, rsa_floor: int) -> RSAPublicKey | None:

@@ -12,7 +12,6 @@ from uuid import UUID
 
 from construct import Bytes, Int32ul, Struct
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from cvars.variables.names import guid
@@ -163,10 +162,9 @@ def load(der: bytes) -> x509.Certificate | None:
     """The certificate, or None when it is not one. Cached: the same few are read at every update."""
     try:
         certificate = x509.load_der_x509_certificate(der)
-        certificate.public_key()
-    except (ValueError, TypeError):
-        return None
-    except (UnsupportedAlgorithm, x509.InvalidVersion):
+        # names and key are decoded late: here, so that nothing fails later (P08)
+        _ = certificate.public_key(), certificate.subject, certificate.issuer, certificate.serial_number
+    except Exception:  # whatever the decoder raises
         return None
     return certificate
 
