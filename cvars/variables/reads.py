@@ -80,7 +80,7 @@ def query_info(state: State, request: QueryVariableInfo) -> Step:
             raise InvalidParameter("HR without NV")  # R29
         if not state.limits.hr_pool:
             raise Unsupported("no room for error records")  # R29
-    return Step(state, room_for(state, attributes))
+    return Step(state, room_for(state, attributes & supported))
 
 
 def room_for(state: State, attributes: int) -> Info:
