@@ -275,7 +275,7 @@ def play_capture(
             case PacketType.REQUEST:
                 if pending is not None:
                     machine.call(pending.data)
-                    yield Left(name, pending.number, "no reply was recorded")
+                    yield Left(name, requests, "no reply was recorded")
                 pending = packet
                 requests += 1
             case PacketType.REPLY:
@@ -285,7 +285,7 @@ def play_capture(
                 before = machine.state
                 device, ours = machine.call(pending.data)
                 if device == DEVICE_UNKNOWN and packet.data != pending.data:
-                    yield Left(name, pending.number, f"answered by another handler: {Message(pending.data).guid}")
+                    yield Left(name, requests, f"answered by another handler: {Message(pending.data).guid}")
                     pending = None
                     continue
                 yield Exchange(
@@ -302,7 +302,7 @@ def play_capture(
                 )
                 fresh, pending = False, None
     if pending is not None:
-        yield Left(name, pending.number, "no reply was recorded")
+        yield Left(name, requests, "no reply was recorded")
 
 
 def load_store(text: bytes, where: str) -> dict[Key, Variable]:
