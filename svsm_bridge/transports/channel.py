@@ -105,6 +105,12 @@ class Channel:
         poll.register(self.sock, select.POLLIN)
         return bool(poll.poll(max(seconds, 0) * 1000))
 
+    def hung_up(self) -> bool:
+        """The peer has closed its end, whether or not somebody has read so far."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def _rest(self, size: int, deadline: float) -> bytes:
         got = bytearray()
         while len(got) < size:

@@ -48,6 +48,7 @@ class Connection:
         self.epoch = 0
         self._role = Lock()
         self._inline: Execution | None = None
+        self._waiting = 0
         self._ended = False
 
     # --- reading -----------------------------------------------------------------------------------
@@ -187,9 +188,14 @@ class Connection:
         busy: Callable[[], bytes],
     ) -> bool:
         """Run one call on this thread; true while the thread still holds the reader role."""
+        with self._role:
+            if self._waiting >= wire.QUEUE_LIMIT:
+                raise PeerGone(f"more than {wire.QUEUE_LIMIT} calls are waiting")
         slot.begin(apic_id)
         execution = Execution(self, epoch, apic_id, message, busy)
-        self._inline = execution
+        with self._role:
+            self._inline = execution
+            self._waiting += 1
         self.server.busy.add(execution)
         mine = False
         try:
@@ -206,10 +212,11 @@ class Connection:
         finally:
             self.server.busy.discard(execution)
             slot.ended()
-        with self._role:
-            if self._inline is execution:
-                self._inline = None
-            return self.epoch == epoch
+            with self._role:
+                self._waiting -= 1
+                if self._inline is execution:
+                    self._inline = None
+        return self.epoch == epoch
 
     def hand_over(self, execution: Execution) -> int | None:
         """Give the reader role away while ``execution`` runs on; the new epoch, or None if it is over."""

@@ -12,7 +12,7 @@ from svsm_bridge.machine import Machine
 from svsm_bridge.transports import wire
 from svsm_bridge.transports.channel import Message
 from svsm_bridge.transports.tdx import TdxFrontEnd
-from svsm_bridge.transports.wire import Code, TransportError
+from svsm_bridge.transports.wire import Code, Role, TransportError
 
 if TYPE_CHECKING:
     from svsm_bridge.transports.connection import Connection
@@ -106,6 +106,12 @@ class GuestSlot:
                 return False
             self.off = True
             return True
+
+    def ending(self) -> bool:
+        """Powered off, or about to be: every machine-role connection has been closed by its peer."""
+        with self.changed:
+            machines = [c for c in self.connections if c.roles & Role.MACHINE]
+            return self.off or all(connection.channel.hung_up() for connection in machines)
 
     def begin(self, vcpu: int) -> None:
         """A call of ``vcpu`` starts.

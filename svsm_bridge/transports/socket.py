@@ -225,9 +225,9 @@ class SocketServer:
             raise TransportError(Code.RESERVED, "only the machine role states the guest VMPL")
         if machine_role and not 1 <= apic_ids <= VCPU_LIMIT:
             raise TransportError(Code.LIMIT, f"{apic_ids} APIC ids, 1..{VCPU_LIMIT} are served", VCPU_LIMIT)
-        slot = self._join(connection, machine_role=machine_role, vmpl=vmpl, apic_ids=apic_ids)
         connection.features = features & self.features
         connection.roles = Role(roles)
+        slot = self._join(connection, machine_role=machine_role, vmpl=vmpl, apic_ids=apic_ids)
         connection.slot = slot
         machine = slot.machine
         boot = machine.vcpus.get(0) or next(iter(machine.vcpus.values()), None)
@@ -240,7 +240,7 @@ class SocketServer:
 
     def _join(self, connection: Connection, *, machine_role: bool, vmpl: int, apic_ids: int) -> GuestSlot:
         with self._changed:
-            self._changed.wait_for(lambda: self._slot is None or not self._slot.off, self.deadline_s * 2)
+            self._changed.wait_for(lambda: self._slot is None or not self._slot.ending(), self.deadline_s * 2)
             slot = self._slot
             if slot is None or self._factory is not None:
                 if not machine_role:
@@ -263,6 +263,7 @@ class SocketServer:
 
     def gone(self, connection: Connection) -> None:
         """A connection has ended: the last one with the machine role powers its guest off (S63)."""
+        connection.shut()
         slot = connection.slot
         if slot is not None and connection.tracer is not None:
             slot.machine.unwatch(connection.tracer)
