@@ -1,15 +1,15 @@
 """From VMGEXIT to a result in RAX.
 
-Entry sequence S9, then protocol and call (S5). A call sees a copy of the registers and gives back outputs;
+Entry sequence S9, then protocol and call (S5). A call reads registers and gives back outputs;
 only here registers change, and only RAX and those outputs (S2). Every error becomes a result in `_run`.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NoReturn, TypeAlias
 
-from svsm_bridge.abi import ATTESTATION, CORE, UEFI_MM, VMGEXIT, Outcome, Outputs, Registers
+from svsm_bridge.abi import ATTESTATION, CORE, UEFI_MM, VMGEXIT, Outcome, Outputs, Registers, call_number
 from svsm_bridge.errors import (
     CallError,
     GuestMustStop,
@@ -29,7 +29,7 @@ NO_OUTPUTS: Final[Outputs] = (None, None, None)
 class Call:
     """One call under way: who calls, with which registers, and the way to the guest's memory.
 
-    ``regs`` is a copy of the register file as it was on entry.
+    ``regs`` is the register file as it was on entry; no call changes it.
     """
 
     __slots__ = ("machine", "memory", "number", "profile", "regs", "turn", "vcpu", "vcpu_id", "vmpl")
@@ -89,7 +89,12 @@ class Dispatcher:
 
         self.machine = machine
         self._on_call = on_call
-        self._protocols: dict[int, dict[int, Handler]] = PROTOCOLS
+        self._protocols = frozenset(PROTOCOLS)
+        self._calls = {
+            call_number(protocol, number): handler
+            for protocol, calls in PROTOCOLS.items()
+            for number, handler in calls.items()
+        }
 
     def enter(self, vcpu: Vcpu, regs: Registers, *, exit_code: int = VMGEXIT, turn: Turn = UNHURRIED) -> Outcome:
         """Enter the SVSM on ``vcpu``; ``regs`` changes as the guest would see it.
@@ -115,7 +120,7 @@ class Dispatcher:
         hypervisor = machine.entry_filter
         if hypervisor is not None and not hypervisor.enter(vcpu):
             return Outcome.NOT_ENTERED
-        call = Call(machine, vcpu, regs.copy(), turn)
+        call = Call(machine, vcpu, regs, turn)
         vcpu.inside = call
         audit = machine.audit
         if audit is not None:
@@ -130,13 +135,11 @@ class Dispatcher:
                 machine.memory.store_u8(vcpu.ca, 0, call)  # before dispatch, byte 0 only (S9)
             except InvalidAddress:
                 return Outcome.NO_CALLING_AREA
-            vcpu.running += 1
+            vcpu.calls.add(call)
             try:
                 result, outputs = self._run(call)
             finally:
-                with machine.idle:
-                    vcpu.running -= 1
-                    machine.idle.notify_all()
+                machine.left(vcpu, call)
         finally:
             if vcpu.inside is call:
                 vcpu.inside = None
@@ -157,7 +160,10 @@ class Dispatcher:
     def _run(self, call: Call) -> tuple[int, Outputs]:
         """The one place where an error becomes a result (S8)."""
         try:
-            return SvsmResult.SUCCESS, self._find(call)(call)
+            handler = self._calls.get(call.number)
+            if handler is None:
+                self._refuse(call)
+            return SvsmResult.SUCCESS, handler(call)
         except Refused as refused:
             return refused.result, refused.outputs
         except CallError as error:
@@ -168,17 +174,13 @@ class Dispatcher:
             incident(f"call {call.number:#x}", error)
             return SvsmResult.INVALID_REQUEST, NO_OUTPUTS
 
-    def _find(self, call: Call) -> Handler:
+    def _refuse(self, call: Call) -> NoReturn:
         protocol, number = call.number >> 32, call.number & 0xFFFFFFFF
-        calls = self._protocols.get(protocol)
-        if calls is None:  # vTPM and APIC are not built: absent is unknown (S5)
+        if protocol not in self._protocols:  # vTPM and APIC are not built: absent is unknown (S5)
             raise UnsupportedProtocol(f"protocol {protocol:#x}")
-        handler = calls.get(number)
-        if handler is None:
-            if protocol == ATTESTATION:
-                raise Refused(call.profile.c3_unknown_attestation_call)
-            raise UnsupportedCall(f"protocol {protocol}, call {number:#x}")
-        return handler
+        if protocol == ATTESTATION:
+            raise Refused(call.profile.c3_unknown_attestation_call)
+        raise UnsupportedCall(f"protocol {protocol}, call {number:#x}")
 
 
 #: versions that QUERY_PROTOCOL reports

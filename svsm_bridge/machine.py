@@ -22,7 +22,7 @@ class Vcpu:
     so only the copy is used afterwards (2.3).
     """
 
-    __slots__ = ("apic_id", "ca", "inside", "patience", "running", "sev_features", "vmpl", "vmsa", "vmsa_gpa")
+    __slots__ = ("apic_id", "ca", "calls", "inside", "patience", "sev_features", "vmpl", "vmsa", "vmsa_gpa")
 
     def __init__(self, apic_id: int, vmpl: int, *, ca: int | None, sev_features: int) -> None:
         self.apic_id = apic_id
@@ -31,9 +31,14 @@ class Vcpu:
         self.vmsa_gpa: int | None = None
         self.vmsa: bytes | None = None
         self.sev_features = sev_features
-        self.running = 0  #: calls under way; one, unless a call was given up at its deadline (S62)
+        self.calls: set[object] = set()  #: under way; one, unless a call was given up at its deadline (S62)
         self.inside: object | None = None  #: the call that VMPL0 is in on this vCPU
         self.patience = Patience()
+
+    @property
+    def running(self) -> bool:
+        """The SVSM is in a call of this vCPU."""
+        return bool(self.calls)
 
 
 class Machine:
@@ -60,7 +65,8 @@ class Machine:
         self.vcpus: dict[int, Vcpu] = {}
         self.vmsas: dict[int, Vcpu] = {}  #: VMSA page -> vCPU, only those made by CREATE_VCPU
         self.launch_vmsa = LAUNCH_VMSA
-        self.idle = Condition(RLock())  #: notified whenever a vCPU leaves the SVSM
+        self.idle = Condition(RLock())  #: notified when a vCPU leaves the SVSM while somebody waits for it
+        self.waiting = 0
         self.entry_filter: EntryFilter | None = None
         self._observers: list[Observer] = []
         if audit is not None:
@@ -112,6 +118,22 @@ class Machine:
         if not self.memory.is_ram(gpa):
             raise InvalidAddress(f"{gpa:#x} is not guest RAM, or a calling area or a VMSA")
         self.memory.check(gpa, PAGE, vmpl=vmpl, need=R | W)
+
+    def wait_idle(self, vcpu: Vcpu, seconds: float) -> bool:
+        """Wait until ``vcpu`` has left the SVSM."""
+        with self.idle:
+            self.waiting += 1
+            try:
+                return self.idle.wait_for(lambda: not vcpu.calls, seconds)
+            finally:
+                self.waiting -= 1
+
+    def left(self, vcpu: Vcpu, call: object) -> None:
+        """``vcpu`` leaves the SVSM."""
+        vcpu.calls.discard(call)
+        if self.waiting:
+            with self.idle:
+                self.idle.notify_all()
 
     def platform_reset(self) -> None:
         """R20: volatile state goes; memory, page states and calling areas are the guest's own matter."""

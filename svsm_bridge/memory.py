@@ -147,7 +147,10 @@ class GuestMemory:
     # --- checks ------------------------------------------------------------------------------------
 
     def _checked(self, gpa: int, size: int, vmpl: int, need: int) -> tuple[Region, int]:
-        region, offset = self.rmp.find(gpa, size)
+        region = self.rmp.regions[0] if self.rmp.regions else None
+        offset = gpa - region.base if region is not None else -1
+        if region is None or not 0 <= offset < offset + size <= region.size:
+            region, offset = self.rmp.find(gpa, size)
         rights = region.rights[vmpl][offset // PAGE : (offset + size - 1) // PAGE + 1]
         if rights.translate(None, _ENOUGH[need]):
             self._examine(region, gpa, size, vmpl, need)

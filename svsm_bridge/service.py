@@ -140,7 +140,8 @@ class Service:
         self.take_turn(self.lock, patience, longest_s)
         try:
             turn.begin_effect()
-            self._captured("request", header + message)
+            if self.capture is not None:
+                self._captured("request", header + message)
             try:
                 reply = self.handler.handle(guid(header[:16]), message)
             except (CallError, GuestMustStop):
@@ -149,7 +150,8 @@ class Service:
                 raise InternalError(incident("message handler", error)) from error
             if len(reply) > len(message):
                 raise InternalError(incident("message handler", ValueError("reply longer than its request")))
-            self._captured("reply", header + reply + message[len(reply) :])
+            if self.capture is not None:
+                self._captured("reply", header + reply + message[len(reply) :])
             return reply
         finally:
             self.lock.release()

@@ -122,10 +122,8 @@ def delete_vcpu(call: Call) -> Outputs:
         raise InvalidParameter(f"{gpa:#x} is not a VMSA that was created")
     if target is call.vcpu:
         raise CoreFailure(CoreFailure.IN_USE)
-    if target.running and call.profile.c7_delete_waits:
-        with machine.idle:
-            if not machine.idle.wait_for(lambda: not target.running, machine.call_deadline_s):
-                raise Busy(f"vCPU {target.apic_id} did not stop")
+    if call.profile.c7_delete_waits and not machine.wait_idle(target, machine.call_deadline_s):
+        raise Busy(f"vCPU {target.apic_id} did not stop")
     with memory.rights:
         if machine.vmsas.get(gpa) is not target:
             raise InvalidParameter(f"{gpa:#x} is not a VMSA any more")

@@ -21,9 +21,11 @@ def request(call: Call) -> Outputs:
     service = call.machine.service
     if gpa == 0:
         raise InvalidParameter("the buffer's address is 0")
-    if gpa % PAGE or not memory.is_ram(gpa):
-        raise InvalidAddress(f"no buffer can start at {gpa:#x}")
+    if gpa % PAGE:
+        raise InvalidAddress(f"{gpa:#x} is not page aligned")
     if not MM_HEADER_BYTES <= size <= service.mm_limit:  # all 64 bits of RDX count
+        if not memory.is_ram(gpa):  # the address comes first
+            raise InvalidAddress(f"no buffer can start at {gpa:#x}")
         raise InvalidParameter(f"buffer of {size:#x} bytes")
     if not call.profile.c12_touched_bytes_only:
         memory.check(gpa, size, vmpl=call.vmpl, need=R | W)
@@ -45,7 +47,6 @@ def request(call: Call) -> Outputs:
     except InvalidRequest as unknown:
         raise Refused(call.profile.c13_unknown_mm_guid) from unknown
     if reply:
-        memory.check(gpa, MM_HEADER_BYTES + length, vmpl=call.vmpl, need=R | W)
         call.write(gpa + MM_HEADER_BYTES, reply)
     return NO_OUTPUTS
 

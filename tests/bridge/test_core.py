@@ -457,7 +457,7 @@ def test_C7_waiting_ends_with_busy():
     box = Box("coconut")
     assert create(box, 2, OTHER, OTHER + PAGE) == SUCCESS
     box.machine.call_deadline_s = 0.02
-    box.machine.vcpus[2].running = 1
+    box.machine.vcpus[2].calls.add(object())
     assert box.call(0, 3, rcx=OTHER)[0] == 0x80000007
 
 
