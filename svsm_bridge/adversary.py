@@ -50,12 +50,7 @@ def flip(gpa: int, data: bytes) -> Action:
 
 def revoke(gpa: int) -> Action:
     """All guest levels lose their rights to a page."""
-
-    def act(world: World, _: Access) -> None:
-        for level in (1, 2, 3):
-            world.machine.memory.rmp.rmpadjust(gpa, vmpl=level, perm=0)
-
-    return act
+    return lambda world, _: world.machine.memory.rmp.revoke(gpa)
 
 
 def make_shared(gpa: int) -> Action:

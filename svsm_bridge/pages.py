@@ -197,6 +197,13 @@ class PageTable:
         region.refresh(first, last)
         return 0
 
+    def revoke(self, gpa: int) -> None:
+        """A higher level takes all rights of VMPL1..3 to a page away; nothing else changes."""
+        region, index = self.entry(gpa)
+        for level in range(1, 4):
+            region.perm[level][index] = 0
+        region.refresh(index, index + 1)
+
     # --- the hypervisor ----------------------------------------------------------------------------
 
     def rmpupdate(self, gpa: int, size: int, *, assigned: bool) -> None:
