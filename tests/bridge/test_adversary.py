@@ -29,6 +29,7 @@ def test_B08_the_hypervisor_does_not_enter(box):
     assert box.notebook.values
 
 
+@pytest.mark.rule("S11")
 def test_B08_the_guest_notices():
     guest = InProcessGuest(Notebook())
     with Schedule(guest.machine, guest.dispatcher, drop_entries=[0]), pytest.raises(NotEntered):

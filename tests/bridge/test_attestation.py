@@ -167,6 +167,7 @@ def test_layout_sizes():
     assert (manifests.TABLE.sizeof(), manifests.TABLE_ENTRY.sizeof()) == (24, 24)
 
 
+@pytest.mark.rule("C10")
 def test_B49_a_size_query_and_one_byte_short(abox, profile):
     table = len(certificate_table(900, 1100))
     rdx = 0x4000 if profile == "coconut" else table  # C10
@@ -226,6 +227,7 @@ def test_B51_nonces_that_cannot_be_read(abox, profile, where):
     assert (rax, sizes) == (INVALID_PARAMETER, early(profile))
 
 
+@pytest.mark.rule("C17")
 def test_B51_each_reserved_byte(abox, profile):
     good = operation(single=(UEFI_MM_GUID, 0))
     spots = [*range(0xC, 0x10), *range(0x1A, 0x20), *range(0x2C, 0x30), *range(0x3C, 0x40), *range(0x54, 0x58)]
@@ -380,6 +382,7 @@ def test_B55_flags_tell_the_truth():
     assert secure_boot_digest(b"p", b"k", b"d", b"x") != secure_boot_digest(b"pk", b"", b"d", b"x")
 
 
+@pytest.mark.rule("S32")
 def test_B55_manifests_are_taken_under_the_store_lock():
     held = []
     box = attest_box(source=lambda guid, version: held.append(box.service.lock.locked()) or None)

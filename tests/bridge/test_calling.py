@@ -33,12 +33,14 @@ def test_B01_B04_an_unknown_or_absent_protocol(box, protocol, number):
         assert box.call(protocol, number)[0] == UNSUPPORTED_PROTOCOL
 
 
+@pytest.mark.rule("S5")
 @pytest.mark.parametrize(("protocol", "number"), [(0, 8), (0, 0xFFFFFFFF), (4, 0), (4, 2), (4, 0xFFFFFFFF)])
 def test_B01_an_unknown_call(box, protocol, number):
     with Untouched(box, but=[(CA0, 1)]):
         assert box.call(protocol, number, rcx=0, rdx=0)[0] == UNSUPPORTED_CALL
 
 
+@pytest.mark.rule("S9")
 def test_B05_nothing_happens_without_a_request(box):
     regs = garbage(rax=call_number(0, 6), rcx=4 << 32 | 1)
     before = regs.copy()
@@ -47,6 +49,7 @@ def test_B05_nothing_happens_without_a_request(box):
     assert regs == before
 
 
+@pytest.mark.rule("S9")
 @pytest.mark.parametrize("exit_code", [0, 0x72, 0x400, 0x402, 0x404, (1 << 64) - 1])
 def test_B05_another_exit_is_not_a_call(box, exit_code):
     box.poke(CA0, b"\1")
@@ -59,6 +62,7 @@ def test_B05_another_exit_is_not_a_call(box, exit_code):
     box.call(0, 6)
 
 
+@pytest.mark.rule("S9")
 def test_B06_the_flag_is_down_before_the_call_runs_and_other_bytes_stay():
     seen = {}
     box = Box()
@@ -79,6 +83,7 @@ def test_B06_the_flag_is_down_before_the_call_runs_and_other_bytes_stay():
     assert box.peek(CA0, 8) == b"\0\x11\x22\x33\x44\x55\x66\x77"
 
 
+@pytest.mark.rule("S12")
 def test_B07_entered_twice_executed_once(box):
     assert box.mm(note(APPEND, b"a", b"x"))[0] == SUCCESS
     box.poke(BUFFER, note(APPEND, b"a", b"y"))
@@ -107,6 +112,7 @@ def test_B07_a_flag_set_again_during_the_call_is_not_consumed():
     assert box.peek(CA0, 1) == b"\1"
 
 
+@pytest.mark.rule("S10", "C1")
 @pytest.mark.parametrize("value", [2, 0x80, 0xFF])
 def test_B09_other_pending_values(box, profile, value):
     box.poke(CA0, bytes([value]))
@@ -117,6 +123,7 @@ def test_B09_other_pending_values(box, profile, value):
     assert (regs.rax == SUCCESS) == served
 
 
+@pytest.mark.rule("S12", "S13")
 def test_B10_another_vcpu_is_entered(box):
     box.poke(CA0, b"\1")
     regs = garbage(rax=call_number(0, 6), rcx=4 << 32 | 1)

@@ -68,6 +68,7 @@ def test_B12_remap_misaligned(box, gpa):
     assert box.call(0, 6)[0] == SUCCESS
 
 
+@pytest.mark.rule("C2")
 @pytest.mark.parametrize(
     "where",
     ["svsm", "svsm last", "vmsa", "other ca", "shared", "rom", "mmio", "beyond", "top", "null gap", "vmpl3 only"],
@@ -87,6 +88,7 @@ def test_B12_remap_to_a_bad_page(box, profile, where):
     assert box.call(0, 6)[0] == SUCCESS  # the old calling area still works
 
 
+@pytest.mark.rule("C4")
 def test_B13_remap(box, profile):
     box.poke(SCRATCH, b"\xff" * 16)
     assert box.call(0, 0, rcx=SCRATCH)[0] == SUCCESS
@@ -307,6 +309,7 @@ def test_B26_the_form_that_firmware_uses(box):
     assert box.mm(note(WRITE, b"k", b"from the new vCPU"), vcpu=ap)[0] == SUCCESS
 
 
+@pytest.mark.rule("C18")
 @pytest.mark.parametrize("wrong", ["vmpl 0", "vmpl 1", "vmpl 3", "svme", "features"])
 def test_B23_a_bad_vmsa_is_given_back(box, profile, wrong):
     content = bytearray(good_vmsa(2, 1))
@@ -383,6 +386,7 @@ def test_B25_two_vcpus_create_with_the_same_pages(box):
             assert box.call(0, 3, rcx=up[0].vmsa_gpa)[0] == SUCCESS
 
 
+@pytest.mark.rule("C14")
 def test_B26_bad_pages(box, profile):
     assert create(box, 2, OTHER, OTHER) == INVALID_ADDRESS
     assert create(box, 2, OTHER, CA1) == INVALID_ADDRESS
@@ -472,7 +476,7 @@ def test_B29_not_offered(box):
             assert (rax, regs.rcx) == (INVALID_REQUEST, rcx)
 
 
-@pytest.mark.rule("B02", "B03")
+@pytest.mark.rule("S1", "S3", "S4", "B02", "B03")
 def test_B02_B03_only_outputs_change_whatever_the_unused_registers_hold(box, rng):
     """For each call the result is the same with any garbage in registers that it does not read."""
     for number, regs in ((0, {"rcx": SVSM_BASE}), (3, {"rcx": SCRATCH}), (6, {"rcx": 4 << 32 | 1})):

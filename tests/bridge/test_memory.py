@@ -143,6 +143,7 @@ def test_B32_pages_that_are_not_private(box, what):
     assert box.notebook.handled == 0
 
 
+@pytest.mark.rule("S21")
 @pytest.mark.parametrize("granted", [0, R, W, RWX])
 def test_B33_a_less_privileged_caller(box, granted):
     """VMPL3 hands over a page of VMPL2: the service would be its confused deputy."""
@@ -256,6 +257,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.rule("S23", "S25", "S27")
 @pytest.mark.parametrize("name", sorted(HOSTILE))
 def test_B36_the_page_goes_away_between_copy_in_and_copy_out(profile, name):
     box = Box(profile)
@@ -298,7 +300,7 @@ def test_B37_a_fault_in_the_second_of_sixteen_pages(box):
     assert schedule.accesses[-1].gpa == BUFFER + PAGE
 
 
-@pytest.mark.rule("P02")
+@pytest.mark.rule("S26", "P02")
 @pytest.mark.parametrize("size", [24, 40, 64, 4096, 0x10000])
 def test_B38_P02_nothing_but_the_reply_is_written(box, size):
     """Guest memory is filled with a pattern: what changes is the reply and nothing else."""

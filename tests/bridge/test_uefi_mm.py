@@ -115,7 +115,7 @@ def test_B42_the_tail_and_the_header_stay(box):
     assert box.peek(BUFFER + len(message), 0x100) == b"\x99" * 0x100
 
 
-@pytest.mark.rule("R4", "R5")
+@pytest.mark.rule("C13", "R4", "R5")
 @pytest.mark.parametrize(
     ("guid", "length", "want"),
     [(UUID(int=0), 32, INVALID_REQUEST), (UUID(int=(1 << 128) - 1), 0, INVALID_REQUEST),
@@ -128,6 +128,7 @@ def test_B43_guids_and_short_messages(box, guid, length, want):
         assert box.mm(message) == (want, message)
 
 
+@pytest.mark.rule("S40")
 def test_B44_uefi_errors_leave_rax_alone(box):
     rax, after = box.mm(note(READ, b"missing", bytes(8)))
     assert (rax, note_reply(after)[0]) == (SUCCESS, 1 << 63 | 14)
@@ -270,3 +271,49 @@ def test_S43_each_vcpu_sees_its_own_writes(box):
         vcpu = (box.bsp, box.ap)[n % 2]
         box.mm(note(WRITE, b"k", bytes([n])), vcpu=vcpu)
         assert note_reply(box.mm(note(READ, b"k", b"\0"), vcpu=vcpu)[1]) == (0, bytes([n]))
+
+
+@pytest.mark.rule("S41")
+def test_S41_B44_storage_that_is_down_is_a_status_in_the_message(box):
+    """The service answers NOT_READY or DEVICE_ERROR itself; RAX stays SUCCESS, never BUSY."""
+    for status in (1 << 63 | 6, 1 << 63 | 7):
+
+        class Offline(Notebook):
+            def handle(self, guid, message, status=status):
+                return struct.pack("<QQ", 3, status)
+
+        box.service.handler = Offline()
+        rax, after = box.mm(note(WRITE, b"k", b"v"))
+        assert (rax, note_reply(after)[0]) == (SUCCESS, status)
+
+
+def test_S6_busy_and_incomplete_never_follow_an_effect(profile):
+    """A service that says BUSY after it changed something would be executed twice: it is not believed."""
+    box = Box(profile, service=Service(Notebook(), turn_s=0.0005))
+    box.service.lock.acquire()
+    box.poke(BUFFER, note(APPEND, b"k", b"x"))
+    assert box.call(4, 1, rcx=BUFFER, rdx=PAGE)[0] == BUSY
+    assert box.service.handler.handled == 0
+    box.service.lock.release()
+    assert box.call(4, 1, rcx=BUFFER, rdx=PAGE)[0] == SUCCESS
+    assert box.service.handler.values == {b"k".ljust(16, b"\0"): b"x"}
+
+
+def test_S24_no_rights_lock_is_held_while_a_request_is_processed(box):
+    """A page operation of another vCPU does not wait for a slow commit."""
+    done = []
+
+    class Slow(Notebook):
+        def handle(self, guid, message):
+            def other():
+                done.append(box.call(0, 0, rcx=SCRATCH, vcpu=box.ap)[0])
+
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join(5)
+            assert not thread.is_alive()
+            return b""
+
+    box.service.handler = Slow()
+    assert box.mm(note(WRITE, b"k"))[0] == SUCCESS
+    assert done == [SUCCESS]
