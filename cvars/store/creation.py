@@ -107,8 +107,8 @@ def announce(
     )
     point, raw = log.append(SESSION, announcement.encode(), count=0, live=log.history.live)
     if freshness is not None:
-        freshness.add(point, raw, data=False, before=before)
-        freshness.advance(log.history.header.key_version, patience=config.doubt_s)
+        freshness.add(point, raw, data=False, key_version=log.key_version, before=before)
+        freshness.advance(patience=config.doubt_s)
 
 
 def zero_first_block(medium: Medium) -> None:

@@ -244,7 +244,7 @@ class Store:
     def _append(self, kind: int, body: bytes, count: int, measured: _Measured) -> None:
         point, raw = self._log.append(kind, body, count=count, live=measured.live, security=measured.security)
         if self._freshness is not None and self._attached:
-            self._freshness.add(point, raw, data=kind == record.TRANSACTION)
+            self._freshness.add(point, raw, data=kind == record.TRANSACTION, key_version=self._log.key_version)
         self._trace(StoreCommitted(counter=point.counter, root=point.root, record_bytes=len(raw)))
 
     def _compact(self) -> None:
@@ -258,11 +258,11 @@ class Store:
             operations.apply(self._doubt.journal, variables)
         point, entry = self._log.compact(variables, anchored)
         if self._freshness is not None and self._attached:
-            self._freshness.add(point, entry, data=False)
+            self._freshness.add(point, entry, data=False, key_version=self._log.key_version)
 
     def _advance(self, patience: float) -> None:
         assert self._freshness is not None
-        self._freshness.advance(self._log.history.header.key_version, patience=patience)
+        self._freshness.advance(patience=patience)
 
     def _give_up_writing(self, error: StoreIoError) -> None:
         if not self.read_only:

@@ -57,6 +57,8 @@ class Freshness:
         self.lease_s = lease_s
         self.sent = clock()
         self.fenced = False
+        #: key version that the head is sealed under; the log's owner keeps it current
+        self.key_version = 0
         self._pending: deque[tuple[AnchorPoint, bytes]] = deque()
         self._pending_bytes = 0
         self._cut = False
@@ -67,8 +69,17 @@ class Freshness:
 
     # --- what is not anchored ---------------------------------------------------------------------
 
-    def add(self, point: AnchorPoint, entry: bytes, *, data: bool, before: AnchorPoint | None = None) -> None:
+    def add(
+        self,
+        point: AnchorPoint,
+        entry: bytes,
+        *,
+        data: bool,
+        key_version: int,
+        before: AnchorPoint | None = None,
+    ) -> None:
         """Note a durable commit. ``before``: the point it follows, when that is not the last one noted."""
+        self.key_version = key_version
         size = len(entry) + 4
         self._pending.append((before or self.head, entry))
         self._pending_bytes += size
@@ -88,7 +99,7 @@ class Freshness:
 
     # --- advance and renew ------------------------------------------------------------------------
 
-    def advance(self, key_version: int, *, patience: float) -> None:
+    def advance(self, *, patience: float) -> None:
         """Anchor everything noted, retrying for ``patience`` seconds.
 
         Raises:
@@ -103,7 +114,7 @@ class Freshness:
             self.anchored,
             self.head,
             self._pending[0][0],
-            key_version,
+            self.key_version,
             escrow.encode(entry for _, entry in self._pending),
             self.open_commits,
         )
@@ -135,9 +146,9 @@ class Freshness:
         self._trace(AnchorAdvanced(epoch=self.epoch, counter=doubt.to.counter, root=doubt.to.root))
 
     def renew(self) -> None:
-        """One attempt to renew the lease (an advance in doubt is repeated instead). Raises as `advance`."""
-        if self._doubt is not None:
-            self._settle(0)
+        """One attempt to renew the lease: by an `advance` when something is not anchored. Raises as `advance`."""
+        if self._doubt is not None or self.head != self.anchored:
+            self.advance(patience=0)
         else:
             self._retry(lambda: self._anchor.renew(epoch=self.epoch), 0)
 

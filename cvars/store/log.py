@@ -63,6 +63,11 @@ class Log:
         """Frame size."""
         return self.history.geometry.frame
 
+    @property
+    def key_version(self) -> int:
+        """Key version of the active bank."""
+        return self.history.header.key_version
+
     def fits(self, class_index: int) -> bool:
         """Whether a record of that class fits behind the tail (on NOR: into erased cells)."""
         return self.history.tail + CLASSES[class_index] * self.frame <= self._erased_to

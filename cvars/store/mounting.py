@@ -339,7 +339,12 @@ class _Mount:
         log.find_erased(image, repaired=boot.outcome is Outcome.REPAIRED)
         if freshness is not None and attached:
             for commit in beyond:
-                freshness.add(commit.point, bytes(commit.raw), data=commit.kind == record.TRANSACTION)
+                freshness.add(
+                    commit.point,
+                    bytes(commit.raw),
+                    data=commit.kind == record.TRANSACTION,
+                    key_version=log.key_version,
+                )
         history.commits = []
         if leftover:
             zero_first_block(self._medium)
@@ -350,11 +355,11 @@ class _Mount:
             or not log.fits(0)
         ):
             if freshness is not None and attached:
-                freshness.advance(history.header.key_version, patience=config.doubt_s)
+                freshness.advance(patience=config.doubt_s)
             anchored = freshness.anchored if freshness else history.header.anchored
             point, entry = log.compact(history.variables, anchored)
             if freshness is not None and attached:
-                freshness.add(point, entry, data=False)
+                freshness.add(point, entry, data=False, key_version=log.key_version)
         announce(log, config, acquired, freshness if attached else None)
         live = log.history
         self._trace(
