@@ -6,6 +6,7 @@ point exactly when one is a prefix of the other there. The model knows nothing o
 Entries: ("a", session) announcement; ("t", session, uid, value, security) transaction; ("x", session) close.
 """
 
+import contextlib
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -199,7 +200,9 @@ class Model:
     def start(self) -> State:
         """A store was created and announced by session 1, which crashed; its lease has ended."""
         first = (("a", 1),)
-        return State(1, first, (((), first),), False, None, (None, None), frozenset({first}), frozenset(), 1, first)
+        return State(
+            1, first, (((), first),), False, None, (None, None), frozenset({first}), frozenset(), 1, first
+        )
 
     # --- selection --------------------------------------------------------------------------------
 
@@ -300,7 +303,7 @@ class Model:
             return run.s, "refused"
         return run.s, "ok"
 
-    def _commit(self, run: Run, i: int, security: bool) -> None:  # noqa: FBT001
+    def _commit(self, run: Run, i: int, security: bool) -> None:
         if run.s.insts[i].fenced:
             raise Fenced
         run.settle(i)
@@ -322,10 +325,8 @@ class Model:
         run.inst(i, value=uid)
         run.set(acked=run.s.acked | {uid})
         if self.controls.acknowledge_before_anchor:
-            try:
+            with contextlib.suppress(Lost, Fenced):
                 run.advance(i)
-            except (Lost, Fenced):
-                pass
         self._check_single_writer(run.s, i)
 
     def _window_used(self, me: Inst) -> bool:
@@ -354,10 +355,8 @@ class Model:
         if not history:
             if s.honest is not None and honest:
                 raise Violation(f"an honest host is locked out: {outcome}")
-            try:
+            with contextlib.suppress(Lost):
                 run.message(lambda: run.set(leased=False))
-            except Lost:
-                pass
             return run.s, outcome
         session = run.s.epoch
         self._check_promises(run.s, history)

@@ -3,6 +3,9 @@
 from collections import Counter
 
 import pytest
+
+from cvars.errors import AnchorFenced, AnchorUnreachable, DeviceError, NotReady, StoreError
+from cvars.store import MemoryMedium, Mode
 from tests.model.anchor_model import (
     BOUNDED,
     CRITICAL,
@@ -16,9 +19,6 @@ from tests.model.anchor_model import (
 )
 from tests.store.broken_anchor import Lossy
 from tests.store.world import DB, World, key, put, put_key
-
-from cvars.errors import AnchorFenced, AnchorUnreachable, DeviceError, NotReady, StoreError
-from cvars.store import MemoryMedium, Mode
 
 CASES = [(STRICT, True), (STRICT, False), (CRITICAL, False), (BOUNDED, False), (PER_BOOT, False), (PER_BOOT, True)]
 
@@ -159,7 +159,9 @@ class Driver:
 
 @pytest.mark.parametrize(("mode", "takeover"), CASES)
 @pytest.mark.rule("SS-12", "SS-13", "T6", "T19")
-def test_the_real_code_does_what_the_model_does_on_the_same_interleavings(mode, takeover, exhaustive, capsys) -> None:
+def test_the_real_code_does_what_the_model_does_on_the_same_interleavings(
+    mode, takeover, exhaustive, capsys
+) -> None:
     model = Model(mode, takeover=takeover)
     paths = explore(model, 7 if exhaustive else 5, keep_every=13).paths
     seen: Counter = Counter()
@@ -183,4 +185,7 @@ def test_the_real_code_does_what_the_model_does_on_the_same_interleavings(mode, 
     assert sum(seen.values()) > 300
     if exhaustive:
         with capsys.disabled():
-            print(f"\nreal code, {mode}, takeover {takeover}: {len(paths)} interleavings, {sum(seen.values())} steps, differences 0")
+            print(
+                f"\nreal code, {mode}, takeover {takeover}: {len(paths)} interleavings, "
+                f"{sum(seen.values())} steps, differences 0"
+            )
