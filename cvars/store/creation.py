@@ -105,7 +105,7 @@ def announce(
         config.window,
         config.engine,
     )
-    point, raw = log.append(SESSION, announcement.encode(), count=0, live=log.history.live)
+    point, raw = log.append(SESSION, announcement.encode(), 0, count=0, live=log.history.live)
     if freshness is not None:
         freshness.add(point, raw, data=False, key_version=log.key_version, before=before)
         freshness.advance(patience=config.doubt_s)

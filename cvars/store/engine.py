@@ -26,9 +26,10 @@ from cvars.store.freshness import Freshness
 from cvars.store.log import Broken, Log
 from cvars.store.selection import Mode
 from cvars.trace import StoreCommitted, StoreReadOnly, Trace
-from cvars.variables.model import Append, Delete, Journal, Key, Variable
+from cvars.variables.model import Append, Change, Delete, Journal, Key, Variable
 from cvars.variables.security import is_security_relevant
 
+_NAMES_KEPT: Final = 4096
 #: a quarter of the capacity is kept for security-relevant variables (SS-23)
 RESERVED_SHARE: Final = 4
 
@@ -74,6 +75,9 @@ class Store:
         self._clock = clock
         self._trace = trace
         self._lock = threading.RLock()
+        self._by_name: dict[Key, bool] = {}
+        #: live bytes that fit (SS-23)
+        self.capacity = log.history.geometry.capacity
         self._variables = log.history.variables
         self._live = log.history.live
         self._security_live = sum(
@@ -90,11 +94,6 @@ class Store:
     def variables(self) -> Mapping[Key, Variable]:
         """All live variables, private items included, as far as they were acknowledged. A live view."""
         return MappingProxyType(self._variables)
-
-    @property
-    def capacity(self) -> int:
-        """Live bytes that fit (SS-23)."""
-        return self._log.history.geometry.capacity
 
     @property
     def live(self) -> int:
@@ -142,8 +141,8 @@ class Store:
             self._require_open()
             self._require_writable()
             measured = self._measure(journal)
-            body = b"".join(operations.encode(change) for change in journal)
-            if len(journal) > 0xFFFF or self._log.history.geometry.class_for(len(body)) is None:
+            body = b"".join(map(operations.encode, journal))
+            if len(journal) > 0xFFFF or len(body) > self._log.history.geometry.largest_body:
                 raise StoreFull(f"a commit of {len(body)} bytes is larger than the largest record")
             self._keep_window()
             self._write(record.TRANSACTION, body, len(journal), measured)
@@ -173,42 +172,47 @@ class Store:
             key = change.key
             old = overlay[key] if key in overlay else self._variables.get(key)
             new = None if isinstance(change, Delete) else change.variable
-            if isinstance(change, Delete | Append) and old is None:
-                raise ValueError("a journal deletes or appends to nothing")
-            if isinstance(change, Append) and old is not None and old.data + change.added != change.variable.data:
-                raise ValueError("a journal's append does not give its result")
-            if not key.name or "\0" in key.name:
-                raise ValueError("a journal names no variable")
-            was, now = self._cost(key, old), self._cost(key, new)
-            live += now - was
-            security = security or self._is_security(key, old) or self._is_security(key, new)
-            security_live += (now if self._is_security(key, new) else 0) - (
-                was if self._is_security(key, old) else 0
-            )
-            overlay[key] = new
-        others, before = live - security_live, self._live - self._security_live
+            _check_change(change, old)
+            by_name = self._is_security(key, None)
+            if old is not None:
+                was = operations.cost(key, old)
+                live -= was
+                if by_name or old.signer is not None:
+                    security_live -= was
+                    security = True
+            if new is not None:
+                now = operations.cost(key, new)
+                live += now
+                if by_name or new.signer is not None:
+                    security_live += now
+                    security = True
+            if len(journal) > 1:
+                overlay[key] = new
         if live > max(self.capacity, self._live):
             raise StoreFull(f"{live} live bytes of {self.capacity}")
-        room = self.capacity - max(self.capacity // RESERVED_SHARE, security_live)
-        if others > before and others > room:
-            raise StoreFull(f"{others} bytes of {room} that are not reserved")
+        others = live - security_live
+        if others > self._live - self._security_live:
+            room = self.capacity - max(self.capacity // RESERVED_SHARE, security_live)
+            if others > room:
+                raise StoreFull(f"{others} bytes of {room} that are not reserved")
         return _Measured(live, security_live, security)
 
-    @staticmethod
-    def _cost(key: Key, variable: Variable | None) -> int:
-        return 0 if variable is None else operations.cost(key, variable)
-
     def _is_security(self, key: Key, variable: Variable | None) -> bool:
-        return is_security_relevant(key, variable, self._config.extra_security)
+        known = self._by_name.get(key)
+        if known is None:
+            if len(self._by_name) > _NAMES_KEPT:
+                self._by_name.clear()
+            known = self._by_name[key] = is_security_relevant(key, None, self._config.extra_security)
+        return known or (variable is not None and variable.signer is not None)
 
     def _keep_window(self) -> None:
         """Before a write: the lease must allow the acknowledgement, bounded mode its W and T."""
         freshness = self._freshness
         if freshness is None:
             return
-        freshness.require_lease()
         try:
             if not freshness.may_acknowledge:
+                freshness.require_lease()
                 freshness.renew()
             if self._attached and self.mode is Mode.BOUNDED and self._window_used(freshness):
                 self._advance(self._config.doubt_s)
@@ -229,10 +233,10 @@ class Store:
             if self._log.broken or not self._log.fits(class_index):
                 self._compact()
             try:
-                self._append(kind, body, count, measured)
+                self._append(kind, body, count, measured, class_index)
             except StoreIoError:
                 self._compact()  # no other record takes that sequence in the old bank
-                self._append(kind, body, count, measured)
+                self._append(kind, body, count, measured, class_index)
         except AnchorUnreachable as error:
             raise DeviceError(f"the log is full and the state cannot be anchored: {error.message}") from None
         except Broken as error:
@@ -241,9 +245,11 @@ class Store:
         except StoreIoError as error:
             raise DeviceError(f"the medium failed: {error.message}") from None
 
-    def _append(self, kind: int, body: bytes, count: int, measured: _Measured) -> None:
-        point, raw = self._log.append(kind, body, count=count, live=measured.live, security=measured.security)
-        if self._freshness is not None and self._attached:
+    def _append(self, kind: int, body: bytes, count: int, measured: _Measured, class_index: int) -> None:
+        point, raw = self._log.append(
+            kind, body, class_index, count=count, live=measured.live, security=measured.security
+        )
+        if self._attached and self._freshness is not None:
             self._freshness.add(point, raw, data=kind == record.TRANSACTION, key_version=self._log.key_version)
         self._trace(StoreCommitted(counter=point.counter, root=point.root, record_bytes=len(raw)))
 
@@ -300,7 +306,7 @@ class Store:
         if doubt.journal:
             back = operations.inverse(doubt.journal, self._variables)
             body = b"".join(operations.encode(change) for change in back)
-            if self._log.history.geometry.class_for(len(body)) is None:
+            if len(body) > self._log.history.geometry.largest_body:
                 self._give_up_writing(StoreIoError("a refused commit is too large to be taken back"))
                 self._doubt = None
                 return
@@ -367,8 +373,18 @@ class Store:
             if not (self.read_only or self._log.broken) and self._log.fits(0):
                 measured = _Measured(self._live, self._security_live, False)
                 with contextlib.suppress(StoreIoError):
-                    self._append(record.CLOSE, b"", 0, measured)
+                    self._append(record.CLOSE, b"", 0, measured, 0)
             if self._freshness is not None:
                 if self._attached:
                     self._advance(self._config.doubt_s)
                 self._freshness.seal()
+
+
+def _check_change(change: Change, old: Variable | None) -> None:
+    """Refuse a journal whose replay would be damage: that would make the store unreadable."""
+    if isinstance(change, Delete | Append) and old is None:
+        raise ValueError("a journal deletes or appends to nothing")
+    if isinstance(change, Append) and old is not None and old.data + change.added != change.variable.data:
+        raise ValueError("a journal's append does not give its result")
+    if not change.key.name or "\0" in change.key.name:
+        raise ValueError("a journal names no variable")

@@ -203,7 +203,7 @@ class Freshness:
     @property
     def may_acknowledge(self) -> bool:
         """Whether a write may still be acknowledged (25 s of a 30 s lease)."""
-        return not self.fenced and self.age < self.lease_s * ACKNOWLEDGE_UNTIL
+        return not self.fenced and self._clock() - self.sent < self.lease_s * ACKNOWLEDGE_UNTIL
 
     @property
     def wants_renewal(self) -> bool:

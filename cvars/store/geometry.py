@@ -3,6 +3,7 @@
 All sizes are in bytes. A bank is a 4 KiB header block, a sealed snapshot, then an append-only log.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Final
 
@@ -98,7 +99,5 @@ class Geometry:
 
     def class_for(self, body_bytes: int) -> int | None:
         """The smallest class that holds a body of that size; None when none does."""
-        for index, frames in enumerate(CLASSES):
-            if body_bytes <= frames * self.frame - RECORD_OVERHEAD:
-                return index
-        return None
+        frames = -(-(body_bytes + RECORD_OVERHEAD) // self.frame)
+        return bisect_left(CLASSES, frames) if frames <= LARGEST_CLASS else None

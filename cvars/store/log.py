@@ -81,7 +81,14 @@ class Log:
         self._erased_to = tail + (0 if repaired else len(rest) - len(rest.lstrip(b"\xff")))
 
     def append(
-        self, kind: int, body: bytes, *, count: int, live: int, security: bool = False
+        self,
+        kind: int,
+        body: bytes,
+        class_index: int,
+        *,
+        count: int,
+        live: int,
+        security: bool = False,
     ) -> tuple[AnchorPoint, bytes]:
         """Seal and write one record: one write, one barrier. The caller made sure that it fits.
 
@@ -91,28 +98,28 @@ class Log:
         if self.broken:
             raise Broken("an earlier write failed: this bank takes no more records")
         history = self.history
-        class_index = history.geometry.class_for(len(body))
-        assert class_index is not None
-        sequence = history.point.counter + 1
+        before, keys, tail = history.point, history.keys, history.tail
+        sequence = before.counter + 1
         raw = record.seal(
-            history.keys,
-            frame=self.frame,
-            offset=history.tail,
+            keys,
+            frame=history.geometry.frame,
+            offset=tail,
             class_index=class_index,
             part=0,
             session=self.session,
             salt=self._salt,
             sequence=sequence,
-            previous=history.point.root,
+            previous=before.root,
             kind=kind,
             flags=record.SECURITY if security else 0,
             count=count,
             live=live,
             body=body,
         )
-        self._durable(((history.header.bank_offset + history.tail, raw),))
-        history.point = AnchorPoint(sequence, history.keys.chain(history.point.root, raw))
-        history.tail += len(raw)
+        root = keys.chain(before.root, raw)
+        self._durable(((history.header.bank_offset + tail, raw),))
+        history.point = AnchorPoint(sequence, root)
+        history.tail = tail + len(raw)
         history.live = live
         return history.point, raw
 

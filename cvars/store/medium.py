@@ -174,7 +174,7 @@ class MemoryMedium:
     def read(self, offset: int, length: int) -> bytes:
         """Copy out."""
         self.reads += 1
-        return bytes(self.image[offset : offset + length])
+        return bytes(memoryview(self.image)[offset : offset + length])
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         """Copy in; like a device, it never grows."""
