@@ -39,5 +39,15 @@ test-exhaustive: setup ## the complete versions of sampled tests
 clean: ## remove what set-up and demo made
 	@rm -rf .venv cvars-demo cvars-demo-* build dist bench.json artefacts .pytest_cache .mypy_cache .ruff_cache
 
-bench-compare docs mutants test-postgres test-guest smi-plugin fuzz soak chaos: ## not yet
+LATER := bench-compare docs mutants test-postgres test-guest smi-plugin fuzz soak chaos
+bench-compare: ## compare two bench.json: not yet
+docs: ## build the documentation: not yet
+mutants: ## remove checks one at a time, see tests fail: not yet
+test-postgres: ## the tests that need PostgreSQL: not yet
+test-guest: ## a real OVMF and Linux as the guest: not yet
+smi-plugin: ## build the QEMU plugin: not yet
+fuzz: ## coverage-guided fuzzing: not yet
+soak: ## hours of load: not yet
+chaos: ## failures under load: not yet
+$(LATER):
 	@echo "make $@: not yet"; exit 2
