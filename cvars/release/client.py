@@ -328,10 +328,6 @@ class BrokerClient:
         except (Malformed, KeyError, TypeError) as error:
             raise self._untrusted(f"receipt: {error}") from None
 
-    def trace(self, event: Any) -> None:  # noqa: ANN401 - an event
-        """Hand ``event`` to this client's trace."""
-        self._trace(event)
-
     def _native(self, method: str, path: str, document: Mapping[str, Any]) -> Response:
         cookie = {"cookie": f"{COOKIE}={self._attested().cookie}"}
         return self._send(method, path, json.dumps(document).encode(), cookie)

@@ -9,7 +9,6 @@ from cvars.release.encoding import b64
 from cvars.release.errors import AttestRefused
 from cvars.release.transport import Response
 from cvars.store.anchor import Acquired, AnchorPoint, Receipt
-from cvars.trace import AnchorAdvanced, AnchorSealed, Event
 
 
 class Channel(Protocol):
@@ -25,10 +24,6 @@ class Channel(Protocol):
 
     def reattest(self, epoch: int) -> None:
         """Attest again and continue ``epoch``."""
-        ...
-
-    def trace(self, event: Event) -> None:
-        """Record ``event``."""
         ...
 
 
@@ -67,7 +62,6 @@ class HttpAnchor:
         )
         if receipt.point != to:
             raise AnchorError("the receipt names another point than was advanced to", where=self._vm)
-        self._client.trace(AnchorAdvanced(epoch=epoch, counter=to.counter, root=to.root))
         return receipt
 
     def renew(self, *, epoch: int) -> Receipt:
@@ -76,9 +70,7 @@ class HttpAnchor:
 
     def seal(self, *, epoch: int, point: AnchorPoint) -> Receipt:
         """Give the lease back."""
-        receipt = self._call("seal", epoch, {"epoch": epoch} | plain_point(point))
-        self._client.trace(AnchorSealed(epoch=epoch, counter=point.counter))
-        return receipt
+        return self._call("seal", epoch, {"epoch": epoch} | plain_point(point))
 
     def _call(self, verb: str, epoch: int, document: Mapping[str, Any]) -> Receipt:
         path = f"/cvars/v1/anchor/{self._vm}/{verb}"

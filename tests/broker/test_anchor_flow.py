@@ -40,7 +40,6 @@ def test_a_guest_creates_its_store_and_boots_again(world):
     assert verify_history(world.broker.anchors.history("vm-1")) is None
     assert guest.trace.kinds() == [
         "attest.accepted", "release.statement_verified", "anchor.acquired", "release.statement_verified",
-        "anchor.advanced", "anchor.advanced", "anchor.sealed",
     ]  # fmt: skip
 
 

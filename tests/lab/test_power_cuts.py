@@ -54,7 +54,8 @@ class Machine:
         socket = self.sockets / f"{number}.sock"
         component = self.processes.start(
             "component", "guest", "run", "--tee", "tdx", "--store", str(self.folder / "vm.fd"),
-            "--broker", self.url, "--init-data", str(self.folder / "vm.toml"), "--listen", f"unix:{socket}", "--takeover",
+            "--broker", self.url, "--init-data", str(self.folder / "vm.toml"),
+            "--listen", f"unix:{socket}", "--takeover",
             "--hardware", str(self.folder / "hardware"), "--json",
         )  # fmt: skip
         component.wait_for('"ready": true')
