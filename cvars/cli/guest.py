@@ -149,3 +149,50 @@ def measure(
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UsageMistake(f"{option} is one of {', '.join(known)}, not {value!r}")
+
+
+@app.command()
+def init(
+    vm_id: Annotated[str, typer.Argument(metavar="VM", help="1..128 of A-Z a-z 0-9 . _ -")],
+    tee: TeeOption,
+    broker: Annotated[Path, typer.Option("--broker", help="Folder of the broker; made when there is none.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the guest's files.")] = Path(),
+    size: Annotated[str, typer.Option("--size", help="Image size, with K or M.")] = "1M",
+    mode: Annotated[str, typer.Option("--mode", help="none, per-boot, bounded, critical or strict.")] = "critical",
+    hardware: HardwareOption = None,
+    _json: JsonOption = False,
+    _quiet: QuietOption = False,
+    _verbose: VerboseOption = False,
+) -> None:
+    """Enrol a VM: blank flash and init-data for its host, a record at its broker (simulation only).
+
+    A new broker trusts this machine's simulated hardware and the component as it is installed here.
+
+    Example: cvars guest init web-1 --tee snp --broker ./broker --out ./host
+    """
+    from cvars.cli.store import image_size  # noqa: PLC0415
+    from cvars.lab.operator import enrol, open_for_operator, set_up_broker  # noqa: PLC0415
+
+    _one_of("--tee", tee, _TEES)
+    image_bytes = image_size(size)
+    if not (broker / "broker.toml").exists():
+        set_up_broker(broker, hardware or state_dir() / "hardware", [tee])
+    opened = open_for_operator(broker)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        store, init_data = out / f"{vm_id}.fd", out / f"{vm_id}.toml"
+        enrol(opened, vm_id, store=store, init_data=init_data, image_bytes=image_bytes, mode=mode)
+    finally:
+        opened.db.close()
+        opened.audit.close()
+    say(f"{vm_id}: {store} (blank, {image_bytes} bytes), {init_data} (measured, pins {opened.signer.kid})")
+    say(f"next: cvars broker serve --config {broker} --simulation")
+    say(
+        f"      cvars guest run --tee {tee} --store {store} --init-data {init_data} --broker http://127.0.0.1:8080"
+    )
+    say(SIMULATED_NOTE)
+    emit(
+        "cvars.guest.init/1",
+        {"vm_id": vm_id, "store": str(store), "init_data": str(init_data), "pin": opened.signer.kid},
+        simulated=True,
+    )

@@ -40,7 +40,7 @@ NeededKey = Annotated[
 OutOption = Annotated[Path, typer.Option("--out", help="The new image; it must not exist yet.")]
 
 
-def _size(text: str) -> int:
+def image_size(text: str) -> int:
     """Read ``256K``, ``1M`` or a number of bytes."""
     units = {"K": 1 << 10, "M": 1 << 20}
     number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
@@ -94,11 +94,11 @@ def create(
     from cvars.store import keyfile, offline  # noqa: PLC0415
     from cvars.store.geometry import Geometry  # noqa: PLC0415
 
-    image_size = _size(size)
-    geometry = Geometry.of(image_size, frame)
+    size_bytes = image_size(size)
+    geometry = Geometry.of(size_bytes, frame)
     if geometry is None:
         raise UsageMistake(
-            f"no store has {image_size} bytes in frames of {frame}",
+            f"no store has {size_bytes} bytes in frames of {frame}",
             hint="an image is a multiple of 256 frames, 256 to 8192 of them; e.g. --size 256K, --size 1M",
         )
     aux = ticket.read_bytes() if ticket else b""
@@ -110,12 +110,12 @@ def create(
         blank = offline.create_unanchored(blank, keyfile.load(key_file), suite=suite, random=os.urandom)
         made = 'a store in mode "none": its freshness is not verified'
     _new_file(file, blank)
-    say(f"{file}: {made}, {image_size} bytes, capacity {geometry.capacity} bytes")
+    say(f"{file}: {made}, {size_bytes} bytes, capacity {geometry.capacity} bytes")
     emit(
         "cvars.store.create/1",
         {
             "file": str(file),
-            "image_bytes": image_size,
+            "image_bytes": size_bytes,
             "frame": frame,
             "capacity": geometry.capacity,
             "creation_header_only": key_file is None,
@@ -323,7 +323,7 @@ def resize(
     from cvars.store.geometry import Geometry  # noqa: PLC0415
 
     source = rewriting.open_sound(offline.read_file(file), keyfile.load(key_file))
-    geometry = Geometry.of(_size(size), frame or source.history.geometry.frame)
+    geometry = Geometry.of(image_size(size), frame or source.history.geometry.frame)
     if geometry is None:
         raise UsageMistake(
             f"no store has {size} in frames of {frame or source.history.geometry.frame}",

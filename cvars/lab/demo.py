@@ -5,7 +5,6 @@ was expected with what was observed: exit codes, reasons, traces, the broker's l
 """
 
 import json
-import secrets
 import shutil
 import tempfile
 import time
@@ -17,22 +16,16 @@ from typing import Any, Final
 from cvars.audit.host_view import look
 from cvars.audit.observer import Observer
 from cvars.audit.report import render
-from cvars.broker.app import open_broker
-from cvars.broker.config import load_config
-from cvars.broker.setup import init
 from cvars.component.boot import TESTABLE_CHECKS
-from cvars.component.hardware import launch_measurement, publish_roots
+from cvars.component.hardware import launch_measurement
 from cvars.errors import CvarsError, EfiStatus, OutsideFailure, UsageMistake
 from cvars.formats.pcap import join_captures
 from cvars.host.folder import HostFolder
 from cvars.lab.driver import AT, is_get, set_attributes, status_of
-from cvars.lab.operator import write_key_file, write_policy
+from cvars.lab.operator import enrol, open_for_operator, set_up_broker, write_key_file
 from cvars.lab.processes import Ended, Processes, Running
 from cvars.lab.scenario import bundled, read_scenario
-from cvars.release.initdata import compose
-from cvars.store.geometry import Geometry
 from cvars.store.inspecting import LOG, inspect
-from cvars.store.offline import creation_image
 
 GUEST: Final = "web-1"
 OTHER: Final = "db-1"
@@ -182,37 +175,29 @@ class _Demo:
     def _step(self, name: str, what: str, expected: str, observed: str, note: str = "") -> None:
         ok = expected == observed
         number = len(self.report.steps) + 1
-        text = f"{number:2}  {name:<10} {what:<49} {note or observed}".rstrip()
+        text = f"{number:2}  {name:<10} {what:<49} {(note if ok else '') or observed}".rstrip()
+        text = text if ok else f"{text}   NOT AS EXPECTED: {expected}"
         self.report.steps.append(Step(name, expected, observed, ok, text))
-        self.tell(text if ok else f"{text}   NOT AS EXPECTED: {expected}")
+        self.tell(text)
 
     def _prepare(self) -> bytes:
         """What an operator does once: keys, policy, VMs at the broker, blank flash and init-data at the host."""
         broker = self.folder / "broker"
-        pin = init(broker)
-        publish_roots(self.hardware, broker, (self.tee,))
-        measurement = launch_measurement(self.tee)
-        write_policy(broker, {self.tee: measurement})
+        set_up_broker(broker, self.hardware, [self.tee])
         if self.without == "lease":
             toml = broker / "broker.toml"
             toml.write_text(toml.read_text().replace('# skip_checks = ["lease"]', 'skip_checks = ["lease"]'))
-        config = load_config(broker / "broker.toml", simulation=True)
-        opened = open_broker(config, clock=time.time, random=secrets.token_bytes)
-        geometry = Geometry.of(IMAGE_BYTES, 1024)
-        assert geometry is not None
+        opened = open_for_operator(broker)
         for vm in (GUEST, OTHER):
-            record = opened.add_vm(vm, mode="critical")
+            store, init_data = self.host.blob(vm), self._init_data(vm)
+            record = enrol(opened, vm, store=store, init_data=init_data, image_bytes=IMAGE_BYTES)
             write_key_file(opened, record, broker / f"{vm}.key.json")
-            self.host.blob(vm).write_bytes(
-                creation_image(geometry, nor=False, aux=b"", request_id=secrets.token_bytes(16))
-            )
-            self._init_data(vm).write_text(compose(vm, [pin]))
         opened.db.close()
         opened.audit.close()
         for name in _SCENARIOS:
             (self.folder / "guest").mkdir(exist_ok=True)
             (self.folder / "guest" / f"{name}.jsonl").write_text(bundled(name))
-        return measurement
+        return launch_measurement(self.tee)
 
     def _broker(self, measurement: bytes) -> Running:
         broker = self.processes.start(
@@ -232,15 +217,15 @@ class _Demo:
     def _first_boot(self) -> Boot:
         boot = self._boot(GUEST)
         name = "SEV-SNP, VMPL2 firmware, SVSM at VMPL0" if self.tee == "snp" else "TDX, L2 firmware, service in L1"
-        started = boot.event("component.started")
-        observed = "simulated report" if started and started["simulated"] else "no report"
-        signer = "report signed by a simulated VCEK" if self.tee == "snp" else "quote signed by a simulated PCK"
-        self._step("guest", name, "simulated report", observed, signer)
         audit = self._audit()
-        attested = [line for line in audit if line["action"] == "attest" and line["decision"] == "allow"]
-        released = [line for line in audit if line["action"] == "release" and line["decision"] == "allow"]
-        verified = boot.event("release.statement_verified")
-        observed = "released" if boot.reason is None and attested and released and verified else str(boot.reason)
+        attested = next((line for line in audit if line["action"] == "attest"), {})
+        released = next((line for line in audit if line["action"] == "release"), {})
+        domain = attested.get("trust_domain", "none")
+        signer = "report signed by a simulated VCEK" if self.tee == "snp" else "quote signed by a simulated PCK"
+        self._step("guest", name, "trust domain simulated", f"trust domain {domain}", signer)
+        allowed = attested.get("decision") == released.get("decision") == "allow"
+        verified = boot.event("release.statement_verified") is not None
+        observed = "released" if boot.reason is None and allowed and verified else f"refused {boot.reason}"
         self._step(
             "attest", "broker released the store key", "released", observed, "nonce fresh, TCB ok, policy ok"
         )
@@ -376,7 +361,7 @@ class _Demo:
     def _host(self, what: str, expected: str, observed: str, note: str) -> None:
         """A step of the host: what it did, how the guest's boot ended."""
         outcome = next((word for word in ("boot refused", "repaired") if observed.startswith(word)), "booted")
-        self._step("host", f"{what:<32} -> {outcome}", expected, observed, note or " ")
+        self._step("host", f"{what:<32} -> {outcome}", expected, observed, note or observed)
 
     def _end(self, boot: Boot) -> None:
         if boot.reason is None:

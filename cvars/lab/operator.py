@@ -5,9 +5,22 @@ The policy: this component's measurement, simulated domain, lease required.
 
 import json
 import os
-from collections.abc import Mapping
+import secrets
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from cvars.broker.anchors import Exists
+from cvars.broker.app import open_broker
+from cvars.broker.config import load_config
+from cvars.broker.problems import Problem
+from cvars.broker.setup import init
+from cvars.component.hardware import launch_measurement, publish_roots
+from cvars.errors import UsageMistake
+from cvars.release.initdata import MODES, compose
+from cvars.store.geometry import Geometry
+from cvars.store.offline import creation_image
 
 if TYPE_CHECKING:
     from cvars.broker.record import Record
@@ -52,6 +65,50 @@ def write_policy(broker: Path, measurements: Mapping[str, bytes], *, takeover: b
         text += _LEAVES[tee].format(measurement=measurement.hex())
     text += "release:\n  per_vm: true\n"
     (broker / "policies" / "lab.yaml").write_text(text)
+
+
+def set_up_broker(broker: Path, hardware: Path, tees: Sequence[str], *, takeover: bool = False) -> str:
+    """Make a broker's folder that trusts the simulated platform in ``hardware`` and this component on it.
+
+    Returns the pin of its signing key. Raises ``UsageMistake``: there is a broker already.
+    """
+    pin = init(broker)
+    publish_roots(hardware, broker, tees)
+    write_policy(broker, {tee: launch_measurement(tee) for tee in tees}, takeover=takeover)
+    return pin
+
+
+def open_for_operator(broker: Path) -> "Broker":
+    """The broker's parts, beside or before the running service. The caller closes ``db`` and ``audit``."""
+    config = load_config(broker / "broker.toml", simulation=True)
+    return open_broker(config, clock=time.time, random=secrets.token_bytes)
+
+
+def enrol(
+    opened: "Broker", vm_id: str, *, store: Path, init_data: Path, image_bytes: int, mode: str = "critical"
+) -> "Record":
+    """Enrol ``vm_id`` at the broker; give the host a blank flash and the init-data that pins the broker.
+
+    Raises:
+        UsageMistake: a file is there already, or no store has that size.
+    """
+    geometry = Geometry.of(image_bytes, 1024)
+    if geometry is None:
+        raise UsageMistake(f"no store has {image_bytes} bytes", hint="256K, 512K, 1M, 2M, 4M or 8M")
+    for file in (store, init_data):
+        if file.exists():
+            raise UsageMistake(f"{file} is there already: it is left alone", hint="choose another VM id or folder")
+    if mode not in MODES:
+        raise UsageMistake(f"no mode {mode}", hint=f"one of {', '.join(MODES)}")
+    try:
+        record = opened.add_vm(vm_id, mode=mode)
+    except Exists:
+        raise UsageMistake(f"{vm_id} is enrolled already", hint="cvars broker vm reset starts it anew") from None
+    except Problem:
+        raise UsageMistake(f"not a VM id: {vm_id!r}", hint="1..128 of [A-Za-z0-9._-]") from None
+    store.write_bytes(creation_image(geometry, nor=False, aux=b"", request_id=secrets.token_bytes(16)))
+    init_data.write_text(compose(vm_id, [opened.signer.kid]))
+    return record
 
 
 def write_key_file(broker: "Broker", record: "Record", file: Path) -> None:

@@ -46,7 +46,9 @@ def test_every_threat_of_the_store_is_there():
     assert {f"T{n}" for n in range(1, 27)} <= {threat for threat, _ in threats()}
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "threat-model.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "threat-model.md"]
+)
 def test_links_and_paths_of_the_pages_exist(page):
     text = (ROOT / page).read_text()
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
@@ -67,7 +69,9 @@ def test_readme_shows_what_the_demo_prints():
 
 def test_readme_commands_exist():
     """Every `cvars …` line of the README is a command that has a help page."""
-    commands = set(re.findall(r"^\$? ?cvars ((?:[a-z][a-z-]*)(?: [a-z][a-z-]+)?)", (ROOT / "README.md").read_text(), re.M))
+    commands = set(
+        re.findall(r"^\$? ?cvars ((?:[a-z][a-z-]*)(?: [a-z][a-z-]+)?)", (ROOT / "README.md").read_text(), re.M)
+    )
     assert len(commands) >= 5
     for command in sorted(commands):
         done = subprocess.run(

@@ -1,24 +1,15 @@
 """kill -9 of the component at random moments of an endless write loop: no acknowledged write is ever lost."""
 
 import itertools
-import secrets
 import threading
-import time
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from cvars.broker.app import open_broker
-from cvars.broker.config import load_config
-from cvars.broker.setup import init
-from cvars.component.hardware import launch_measurement, publish_roots
 from cvars.lab.driver import BS, NV, RT, VariableDriver
-from cvars.lab.operator import write_policy
+from cvars.lab.operator import enrol, open_for_operator, set_up_broker
 from cvars.lab.processes import Processes
-from cvars.release.initdata import compose
-from cvars.store.geometry import Geometry
-from cvars.store.offline import creation_image
 from cvars.variables.model import Key
 from svsm_bridge.transports.client import GuestClient, ServerGone
 from svsm_bridge.transports.guest import CallFailed
@@ -34,17 +25,10 @@ class Machine:
         self.sockets = sockets
         self.processes = Processes(folder / "processes")
         broker = folder / "broker"
-        pin = init(broker)
-        publish_roots(folder / "hardware", broker, ("tdx",))
-        write_policy(broker, {"tdx": launch_measurement("tdx")}, takeover=True)
-        opened = open_broker(
-            load_config(broker / "broker.toml", simulation=True), clock=time.time, random=secrets.token_bytes
-        )
-        opened.add_vm("vm", mode="critical")
+        set_up_broker(broker, folder / "hardware", ["tdx"], takeover=True)
+        opened = open_for_operator(broker)
+        enrol(opened, "vm", store=folder / "vm.fd", init_data=folder / "vm.toml", image_bytes=256 * 1024)
         opened.db.close()
-        (folder / "vm.toml").write_text(compose("vm", [pin]))
-        geometry = Geometry.of(256 * 1024, 1024)
-        (folder / "vm.fd").write_bytes(creation_image(geometry, nor=False, aux=b"", request_id=bytes(16)))
         serve = self.processes.start(
             "broker", "broker", "serve", "--config", str(broker), "--simulation", "--listen", "127.0.0.1:0"
         )
