@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
+from cvars.component.claims import Claimant
 from cvars.errors import AnchorFenced, StoreError, UsageMistake
 from cvars.mm.service import VariableService
 from cvars.release.client import BrokerClient
@@ -20,6 +21,8 @@ from cvars.trace import AnchorFencedEvent, GuestBooted, GuestBootRefused, Trace
 from cvars.variables.limits import Limits
 from cvars.variables.profile import Profile
 from svsm_bridge.errors import GuestMustStop
+from svsm_bridge.manifests import manifest_source
+from svsm_bridge.service import ManifestSource
 
 TESTABLE_CHECKS: Final = frozenset({"record-authentication", "anchor-comparison", "vm-binding"})
 
@@ -49,7 +52,8 @@ class Surroundings:
 class Component:
     """A booted component: serves MM messages of one guest until it is stopped or fenced."""
 
-    def __init__(self, store: Store, service: VariableService, trace: Trace) -> None:
+    def __init__(self, store: Store, service: VariableService, claims: Claimant, trace: Trace) -> None:
+        self.manifests: ManifestSource = manifest_source(claims)
         self._store = store
         self._service = service
         self._trace = trace
@@ -139,6 +143,12 @@ def _boot(init_data: InitData, settings: Settings, around: Surroundings) -> Comp
     acquired = broker.acquire(vm_id, takeover=settings.takeover)
     anchor = HttpAnchor(broker, acquired)
     try:
+        config = StoreConfig(
+            mode=Mode.named(acquired.mode),
+            on_rollback=_stricter(settings.on_rollback, init_data),
+            engine=settings.engine,
+            skip_checks=settings.skip_checks & TESTABLE_CHECKS,
+        )
         provision = acquired.state == "new"
         keys = StoreKeys(
             store_id=acquired.store_id,
@@ -146,6 +156,7 @@ def _boot(init_data: InitData, settings: Settings, around: Surroundings) -> Comp
             keks=broker.store_key(vm_id, provision=provision),
             write_version=acquired.key_version,
         )
+        identity = broker.identity(vm_id)
     except Exception:
         with suppress(StoreError):
             anchor.seal(epoch=acquired.epoch, point=acquired.point)
@@ -153,12 +164,7 @@ def _boot(init_data: InitData, settings: Settings, around: Surroundings) -> Comp
     store = mount(
         around.medium,
         keys=keys,
-        config=StoreConfig(
-            mode=Mode.named(acquired.mode),
-            on_rollback=_stricter(settings.on_rollback, init_data),
-            engine=settings.engine,
-            skip_checks=settings.skip_checks & TESTABLE_CHECKS,
-        ),
+        config=config,
         acquired=acquired,
         anchor=anchor,
         provision=provision,
@@ -174,7 +180,8 @@ def _boot(init_data: InitData, settings: Settings, around: Surroundings) -> Comp
         trace=around.trace,
     )
     around.trace(GuestBooted(epoch=acquired.epoch, counter=store.point.counter, variables=len(store.variables)))
-    return Component(store, service, around.trace)
+    claims = Claimant(vm_id, store, service, identity, config.window_s, simulated=True)
+    return Component(store, service, claims, around.trace)
 
 
 def _stricter(asked: str, init_data: InitData) -> str:

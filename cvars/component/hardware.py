@@ -31,6 +31,11 @@ class SimulatedHardware:
         """Primary evidence (JSON) over 64 bytes of report data: a report or quote with its certificates."""
         return self._launched.collect(report_data)
 
+    @property
+    def reports(self) -> SnpGuest | None:
+        """The source of bare reports for the guest's attestation calls; None on TDX (S34)."""
+        return self._launched if isinstance(self._launched, SnpGuest) else None
+
 
 def simulated_hardware(
     tee: str,

@@ -28,6 +28,7 @@ from cvars.release.transport import http_transport
 from cvars.store import FileMedium
 from cvars.trace import ComponentStarted, ComponentStopped, JsonLines, Trace, silent
 from svsm_bridge.errors import GuestMustStop
+from svsm_bridge.service import ReportSource
 from svsm_bridge.transports.socket import SocketServer, listen
 
 
@@ -51,11 +52,25 @@ class Options:
 class Server:
     """A booted component behind its socket, until somebody stops it or it must stop itself."""
 
-    def __init__(self, component: Component, listener: socket.socket, capture: CaptureWriter | None) -> None:
+    def __init__(
+        self,
+        component: Component,
+        listener: socket.socket,
+        *,
+        reports: ReportSource | None,
+        capture: CaptureWriter | None,
+    ) -> None:
         self._component = component
         self._over = threading.Event()
         self._fatal: BaseException | None = None
-        self._server = SocketServer(listener, component, capture=capture, on_fatal=self._must_stop)
+        self._server = SocketServer(
+            listener,
+            component,
+            reports=reports,
+            manifests=component.manifests,
+            capture=capture,
+            on_fatal=self._must_stop,
+        )
 
     def run(self) -> None:
         """Serve until ``stop``. Raises the ``StoreError`` that made it stop by itself."""
@@ -115,7 +130,7 @@ def serve(options: Options, ready: Callable[[Component], None]) -> None:
         try:
             around = Surroundings(FileMedium(blob), broker, secrets.token_bytes, time.monotonic, trace)
             component = boot(init_data, settings, around)
-            server = Server(component, listener, capture)
+            server = Server(component, listener, reports=hardware.reports, capture=capture)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: server.stop())
             ready(component)

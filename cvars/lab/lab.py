@@ -30,7 +30,7 @@ from cvars.trace import ComponentStopped, Event, silent
 from cvars.variables.limits import Limits
 from cvars.variables.model import Key
 from cvars.variables.profile import Profile
-from svsm_bridge.service import Service
+from svsm_bridge.service import ReportSource, Service
 from svsm_bridge.transports.inproc import InProcessGuest
 
 NV_BS_RT: Final = NV | BS | RT
@@ -89,9 +89,13 @@ class LabHost:
 class RunningGuest:
     """A booted guest: firmware's calls over the call boundary into the component."""
 
-    def __init__(self, component: Component, capture: CaptureWriter | None) -> None:
+    def __init__(
+        self, component: Component, capture: CaptureWriter | None = None, reports: ReportSource | None = None
+    ) -> None:
         self.component = component
-        self.machine = InProcessGuest(Service(component, capture=capture))
+        self.machine = InProcessGuest(
+            Service(component, manifests=component.manifests, reports=reports, capture=capture)
+        )
         self.firmware = VariableDriver(self.machine.mm_request)
 
     def set_variable(self, name: str, data: bytes, attributes: int = NV_BS_RT) -> None:
@@ -131,8 +135,9 @@ class LabGuest:
         Raises:
             StoreError: why the guest was not started.
         """
-        component = self.start()
-        running = RunningGuest(component, capture)
+        hardware = self.launch()
+        component = self.start(hardware)
+        running = RunningGuest(component, capture, hardware.reports)
         try:
             yield running
         finally:
@@ -140,14 +145,14 @@ class LabGuest:
         component.close()
         self._lab.trace.sink(self.vm_id)(ComponentStopped(clean=True))
 
-    def start(self) -> Component:
+    def start(self, hardware: SimulatedHardware | None = None) -> Component:
         """Boot the component alone; nobody closes it: leaving it is a power cut."""
         lab = self._lab
         trace = lab.trace.sink(self.vm_id)
         broker = BrokerClient(
             lab.http,
             pins=self.init_data.broker_keys,
-            evidence=self.launch(),
+            evidence=hardware or self.launch(),
             random=lab.random_bytes,
             clock=lab.clock,
             trace=trace,

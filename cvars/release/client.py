@@ -60,6 +60,18 @@ class EvidenceSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ReleaseIdentity:
+    """Which release a store key came by, 32 bytes each (svsm-calls 3.2).
+
+    ``release_id``: SHA-256(broker key thumbprint || resource path || KBS session id); ``tee_key``: thumbprint of
+    the session's TEE public key.
+    """
+
+    release_id: bytes
+    tee_key: bytes
+
+
 @dataclass(slots=True)
 class _Session:
     cookie: str
@@ -220,6 +232,14 @@ class BrokerClient:
     def resource(self, resource: str, vm_id: str) -> bytes:
         """Another secret, e.g. ``fleet/web/tls``, under the same statement rules."""
         return self._release(resource, vm_id, provision=False)[0]
+
+    def identity(self, vm_id: str) -> ReleaseIdentity:
+        """Which session and broker key the store key of ``vm_id`` came by."""
+        session = self._attested()
+        broker = next(pin for pin in map(statements.pin_of, session.broker_keys) if pin in self._pins)
+        path = f"vms/{vm_id}/store-kek".encode()
+        release_id = hashlib.sha256(bytes.fromhex(broker) + path + session.cookie.encode()).digest()
+        return ReleaseIdentity(release_id, bytes.fromhex(session.keys.public.thumbprint))
 
     def anchor(self) -> HttpAnchor:
         """The anchor of the session that was acquired."""

@@ -89,7 +89,7 @@ def test_a_fenced_guest_stops_and_its_writes_are_not_acknowledged(lab):
     from svsm_bridge.errors import GuestMustStop
 
     guest = lab.guest(mode="strict")
-    old = RunningGuest(guest.start(), None)
+    old = RunningGuest(guest.start())
     old.set_variable("BootOrder", b"\x01\x00")
     lab.clock.sleep(31)
     with guest.boot() as running:
