@@ -113,7 +113,11 @@ class World:
             self.config, clock=self.clock, random=self.random.randbytes, verifier=self.verifier
         )
         self.app = create_app(self.broker, inline=True)
-        self.http = asgi_transport(self.app)
+        self._send = asgi_transport(self.app)
+
+    def http(self, method, path, headers, body):
+        """To the broker as it runs now, also after a restart."""
+        return self._send(method, path, headers, body)
 
     def close(self) -> None:
         self.broker.audit.close()
