@@ -57,17 +57,15 @@ def appraise(
             references=references,
         )
         checks += evaluate(snp_policy.RULES, claimed, stop=False)
-    elif isinstance(requirements, TdxRequirements) and isinstance(facts, TdxFacts):
+    elif isinstance(requirements, TdxRequirements) and isinstance(facts, TdxFacts) and not facts.quote.sgx:
         assert facts.final is not None
-        assert facts.tcb_info is not None
-        assert facts.qe_identity is not None
         checks += evaluate(
             tdx_policy.RULES,
             tdx_policy.Claimed(
                 td=facts.td,
                 status=facts.final,
-                tcb_info=facts.tcb_info,
-                qe_identity=facts.qe_identity,
+                tcb_info=facts.info,
+                qe_identity=facts.identity,
                 at=facts.at,
                 want=requirements,
                 init_data=init_data,

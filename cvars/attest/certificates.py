@@ -77,6 +77,7 @@ class Certificate:
     subject_names: dict[str, tuple[str, ...]]
     extensions: dict[str, Extension]
     repeated: tuple[str, ...]  # extensions that occur more than once
+    may_sign_certificates: bool  # basicConstraints says CA and keyUsage has keyCertSign; both are there
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Certificate) and self.der == other.der
@@ -111,19 +112,6 @@ class Certificate:
     def unknown_critical(self) -> tuple[str, ...]:
         """Critical extensions that nobody here understands."""
         return tuple(o for o, e in self.extensions.items() if e.critical and o not in _KNOWN_CRITICAL)
-
-    def may_sign_certificates(self) -> bool:
-        """``basicConstraints`` says CA and ``keyUsage`` has keyCertSign; both are there."""
-        constraints, usage = self.extensions.get(BASIC_CONSTRAINTS), self.extensions.get(KEY_USAGE)
-        if constraints is None or usage is None:
-            return False
-        try:
-            first = der.read(constraints.value).expect(der.SEQUENCE).items()[:1]
-            bits = der.read(usage.value).expect(der.BIT_STRING).body
-        except DerError:
-            return False
-        is_ca = bool(first) and first[0].tag == der.BOOLEAN and first[0].body == b"\xff"
-        return is_ca and len(bits) >= 2 and bool(bits[1] & 0x04)
 
     def valid_at(self, at: datetime) -> bool:
         """Within the validity, both ends included (RFC 5280 4.1.2.5)."""
@@ -181,7 +169,30 @@ def load_certificate(data: bytes) -> Certificate:
         subject_names=_names(subject.raw),
         extensions=extensions,
         repeated=repeated,
+        may_sign_certificates=_may_sign(extensions),
     )
+
+
+def _may_sign(extensions: dict[str, Extension]) -> bool:
+    constraints, usage = extensions.get(BASIC_CONSTRAINTS), extensions.get(KEY_USAGE)
+    if constraints is None or usage is None:
+        return False
+    try:
+        first = der.read(constraints.value).expect(der.SEQUENCE).items()[:1]
+        bits = der.read(usage.value).expect(der.BIT_STRING).body
+    except DerError:
+        return False
+    is_ca = bool(first) and first[0].tag == der.BOOLEAN and first[0].body == b"\xff"
+    return is_ca and len(bits) >= 2 and bool(bits[1] & 0x04)
+
+
+@lru_cache(maxsize=128)
+def load_shared(data: bytes) -> Certificate:
+    """`load_certificate` for certificates that many machines share (authorities, signers): parsed once.
+
+    Only the parsing is remembered, never a verdict: every signature is checked every time.
+    """
+    return load_certificate(data)
 
 
 @lru_cache(maxsize=128)
@@ -277,8 +288,9 @@ class Crl:
         return self.next_update is not None and self.this_update <= at < self.next_update
 
 
+@lru_cache(maxsize=8)
 def load_crl(data: bytes) -> Crl:
-    """Load one DER revocation list.
+    """Load one DER revocation list; parsed once, its signature is checked every time.
 
     Raises:
         DerError: not a revocation list, too large, or not strict DER.
@@ -347,15 +359,16 @@ def read_pem(text: bytes, *, label: str = "CERTIFICATE", limit: int = MAX_PEM_BU
     return out
 
 
-def load_any(data: bytes) -> list[Certificate]:
-    """Certificates of a file: one DER, or a PEM text with several.
+def load_any(data: bytes, *, shared: bool = False) -> list[Certificate]:
+    """Certificates of a file: one DER, or a PEM text with several; ``shared`` as in `load_shared`.
 
     Raises:
         DerError: it is neither.
     """
+    load = load_shared if shared else load_certificate
     if data.lstrip()[:5] == b"-----":
-        return [load_certificate(one) for one in read_pem(data)]
-    return [load_certificate(data)]
+        return [load(one) for one in read_pem(data)]
+    return [load(data)]
 
 
 def write_pem(data: bytes, label: str = "CERTIFICATE") -> bytes:

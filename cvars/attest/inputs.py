@@ -78,7 +78,7 @@ def read_certificates(paths: Iterable[Path]) -> Certificates:
         data = read_file(file)
         try:
             for one in load_any(data):
-                if one.may_sign_certificates():
+                if one.may_sign_certificates:
                     authorities.append(one.der)
                 else:
                     leaves.append(Supplied("unknown", one.der))

@@ -90,6 +90,11 @@ def evaluate(rules: Iterable[Rule[Facts]], facts: Facts, *, stop: bool) -> list[
     return out
 
 
+def genuine(checks: Iterable[Check]) -> bool:
+    """No rule about authenticity was violated. The rules about it come first, so all of them were evaluated."""
+    return not any(check.stage is Stage.AUTHENTIC and check.outcome is Outcome.NO for check in checks)
+
+
 @dataclass(frozen=True, slots=True)
 class CollateralItem:
     """A certificate, list or document that the verdict rests on, with its validity window."""
@@ -116,7 +121,7 @@ class AttestationResult:
 
     Attributes:
         tee: ``snp``, ``tdx`` or ``sgx`` (diagnostics only).
-        trust_domain: of the pinned root that closed the chain (ROOT-1); None when none did.
+        trust_domain: of the pinned root that closed the chain (ROOT-1); None when the evidence is not authentic.
         parsed: the parsed report or quote, when there is one.
         facts: what the appraisal needs beside the claims; private to this package.
     """
@@ -148,8 +153,7 @@ class AttestationResult:
     @property
     def authentic(self) -> bool:
         """Question 1: genuine (or explicitly simulated) hardware made it, and nobody changed it."""
-        mine = [check for check in self.checks if check.stage is Stage.AUTHENTIC]
-        return self.trust_domain is not None and bool(mine) and all(c.outcome is not Outcome.NO for c in mine)
+        return self.trust_domain is not None and genuine(self.checks)
 
     @property
     def bound(self) -> bool | None:

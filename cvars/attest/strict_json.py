@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 MAX_DEPTH: Final = 16
 MAX_MEMBERS: Final = 4096
 MAX_BYTES: Final = 512 * 1024
-_NOT_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[^][{}"]+', re.DOTALL)
+_BRACKETS: Final = re.compile(r"[][{}]")
 _LOW: Final = -(1 << 63)
 _HIGH: Final = 1 << 64
 
@@ -60,8 +60,10 @@ def _check_depth(text: str) -> None:
     """Bound the nesting before anything recurses; brackets inside strings do not count."""
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
+    plain = text.replace("\\\\", "").replace('\\"', "")  # what is left of escapes cannot end a string
+    outside = "".join(plain.split('"')[::2])
     depth = 0
-    for bracket in _NOT_BRACKETS.sub("", text):
+    for bracket in _BRACKETS.findall(outside):
         if bracket in "[{":
             depth += 1
             if depth > MAX_DEPTH:

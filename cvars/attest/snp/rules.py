@@ -28,6 +28,7 @@ from cvars.attest.result import (
     Stage,
     concluded,
     evaluate,
+    genuine,
     rejected,
 )
 from cvars.attest.roots import Root, TrustRoots
@@ -199,7 +200,7 @@ def _chain(facts: Facts) -> str:
         key = parent.public_key()
         if not isinstance(key, rsa.RSAPublicKey) or key.key_size != 4096:
             raise Refused(f"{parent.common_name} has no RSA-4096 key")
-        if not parent.may_sign_certificates():
+        if not parent.may_sign_certificates:
             raise Refused(f"{parent.common_name} may not sign certificates")
         if not issued(child, parent):
             raise Refused(f"{child.common_name}: the signature of {parent.common_name} does not verify")
@@ -375,8 +376,7 @@ def verify_snp(
     facts.report_data = report_data
     facts.versions = KNOWN_VERSIONS | {v for v in extra_versions if v > max(KNOWN_VERSIONS)}
     checks = evaluate(RULES, facts, stop=True)
-    chained = any(check.rule == "SNP-CHAIN" and check.outcome == "ok" for check in checks)
-    domain = facts.pinned.domain if chained and facts.pinned else None
+    domain = facts.pinned.domain if facts.pinned and genuine(checks) else None
     used = [
         CollateralItem(c.common_name, c.not_before, c.not_after)
         for c in (facts.leaf, facts.intermediate, facts.root)
@@ -409,8 +409,7 @@ def verify_certificate(data: bytes, *, roots: TrustRoots, at: datetime) -> Attes
     evidence = SnpEvidence(stand_in.raw, (Supplied("unknown", data),))
     facts = _gather(evidence, stand_in, roots=roots, library=EmptyLibrary(), crl="ignore", at=at)
     checks = evaluate([rule for rule in RULES if rule.id in _OF_A_CERTIFICATE], facts, stop=True)
-    chained = any(check.rule == "SNP-CHAIN" and check.outcome == "ok" for check in checks)
-    domain = facts.pinned.domain if chained and facts.pinned else None
+    domain = facts.pinned.domain if facts.pinned and genuine(checks) else None
     return AttestationResult(tee="snp", trust_domain=domain, claims={"tee": "snp"}, checks=tuple(checks))
 
 
@@ -425,7 +424,7 @@ def _gather(
             crl_data = one.data
             continue
         try:
-            for certificate in load_any(one.data):
+            for certificate in load_any(one.data, shared=one.role in ("ASK", "ARK")):
                 by_role.setdefault(_role(certificate) if one.role == "unknown" else one.role, []).append(
                     certificate
                 )
@@ -491,7 +490,7 @@ def _root(
         return None, None
     candidates = [
         (certificate, pinned)
-        for certificate in (*supplied, *roots.authorities)
+        for certificate in dict.fromkeys((*supplied, *roots.authorities))
         if certificate.subject == intermediate.issuer and (pinned := roots.find(certificate)) is not None
     ]
     if not candidates:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from cvars.attest import strict_json
@@ -36,8 +37,9 @@ class Collateral:
     qe_identity_signature: bytes  # r || s
 
     @staticmethod
+    @lru_cache(maxsize=16)
     def parse(raw: bytes) -> "Collateral":
-        """Read the JSON object.
+        """Read the JSON object; the same bytes serve many machines and are read once.
 
         Raises:
             JsonError: not an object of texts, or hex that is none.

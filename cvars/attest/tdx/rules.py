@@ -8,6 +8,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -15,7 +16,16 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from cvars.attest.certificates import ECDSA_SHA256, Certificate, Crl, issued, load_certificate, load_crl, read_pem
+from cvars.attest.certificates import (
+    ECDSA_SHA256,
+    Certificate,
+    Crl,
+    issued,
+    load_certificate,
+    load_crl,
+    load_shared,
+    read_pem,
+)
 from cvars.attest.der import DerError
 from cvars.attest.evidence import MAX_COLLATERAL, MAX_EVENT_LOG, TdxEvidence
 from cvars.attest.library import Library
@@ -28,6 +38,7 @@ from cvars.attest.result import (
     Stage,
     concluded,
     evaluate,
+    genuine,
     rejected,
 )
 from cvars.attest.roots import Root, TrustRoots
@@ -109,10 +120,27 @@ class Facts:
 
     @property
     def info(self) -> TcbInfo:
-        """TCB info, after TDX-COLL."""
+        """TCB info; parsed on first use, which is after its signature was checked (TDX-COLL)."""
         if self.tcb_info is None:
-            raise Refused("no TCB info")
+            if self.collateral is None:
+                raise Refused("no TCB info")
+            try:
+                self.tcb_info = parse_tcb_info(self.collateral.tcb_info)
+            except JsonError as wrong:
+                raise Refused(f"tcb_info: {wrong}") from None
         return self.tcb_info
+
+    @property
+    def identity(self) -> QeIdentity:
+        """QE identity; parsed on first use, which is after its signature was checked (TDX-COLL)."""
+        if self.qe_identity is None:
+            if self.collateral is None:
+                raise Refused("no QE identity")
+            try:
+                self.qe_identity = parse_qe_identity(self.collateral.qe_identity)
+            except JsonError as wrong:
+                raise Refused(f"qe_identity: {wrong}") from None
+        return self.qe_identity
 
 
 def _format(facts: Facts) -> str:
@@ -169,7 +197,7 @@ def _link(child: Certificate, parent: Certificate) -> None:
         raise Refused(f"{child.common_name} names another issuer than {parent.common_name}")
     if child.algorithm not in ECDSA_SHA256:
         raise Refused(f"{child.common_name} is not signed with ECDSA and SHA-256")
-    if not parent.may_sign_certificates():
+    if not parent.may_sign_certificates:
         raise Refused(f"{parent.common_name} may not sign certificates")
     key = parent.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
@@ -255,10 +283,11 @@ def _revocation(facts: Facts) -> str:
     return "root and PCK lists current, nothing revoked"
 
 
+@lru_cache(maxsize=32)
 def _chain(pem: bytes) -> tuple[Certificate, ...]:
     """The certificates of an issuer chain; none when it cannot be read (TDX-COLL says so)."""
     try:
-        return tuple(load_certificate(one) for one in read_pem(pem))
+        return tuple(load_shared(one) for one in read_pem(pem))
     except DerError:
         return ()
 
@@ -290,11 +319,8 @@ def _collateral(facts: Facts) -> str:
             raise Refused(f"{name}: the signature over the received bytes does not verify")
         signers.append(signer)
     facts.signers = (*signers, *issuers)
-    try:
-        facts.tcb_info = parse_tcb_info(collateral.tcb_info)
-        facts.qe_identity = parse_qe_identity(collateral.qe_identity)
-    except JsonError as wrong:
-        raise Refused(f"tcb_info or qe_identity: {wrong}") from None
+    assert facts.info
+    assert facts.identity
     return "tcb_info, qe_identity, lists and their chains"
 
 
@@ -313,8 +339,7 @@ def _signer(name: str, pem: bytes, root: Certificate) -> Certificate:
 
 
 def _collateral_time(facts: Facts) -> str:
-    assert facts.qe_identity is not None
-    for name, document in (("tcb_info", facts.info), ("qe_identity", facts.qe_identity)):
+    for name, document in (("tcb_info", facts.info), ("qe_identity", facts.identity)):
         if not document.issued <= facts.at < document.next_update:
             raise Refused(
                 f"{name} is for {document.issued:%Y-%m-%dT%H:%M:%SZ}..{document.next_update:%Y-%m-%dT%H:%M:%SZ}"
@@ -326,8 +351,7 @@ def _collateral_time(facts: Facts) -> str:
 
 
 def _qe_identity(facts: Facts) -> str:
-    identity, report = facts.qe_identity, facts.quote.qe_report
-    assert identity is not None
+    identity, report = facts.identity, facts.quote.qe_report
     wanted = "QE" if facts.quote.sgx else "TD_QE"
     if identity.id != wanted or identity.version != 2:
         raise Refused(f"identity {identity.id!r} version {identity.version}, not {wanted} version 2")
@@ -377,7 +401,6 @@ def _seam(facts: Facts) -> str:
 
 def _tcb(facts: Facts) -> str:
     td = None if facts.quote.sgx else facts.td.tee_tcb_svn
-    _complete_components(facts)
     level = _match(facts, td)
     if level is None:
         raise Refused("no matching level: this platform is not supported (which is not OutOfDate)")
@@ -395,6 +418,7 @@ def _complete_components(facts: Facts) -> None:
 
 def _match(facts: Facts, td: bytes | None) -> Level | None:
     pck = facts.platform_fields
+    _complete_components(facts)
     return match_level(facts.info.levels, sgx=pck.components, pce_svn=pck.pce_svn, tdx=td)
 
 
@@ -437,7 +461,8 @@ def _relaunch(facts: Facts) -> str:
         if module is None:
             raise Refused(f"module SVN {current[0]} of TEE_TCB_SVN2 is below all levels")
         now.append(module)
-    assert facts.platform is not None
+    if facts.platform is None:
+        raise Refused("no TCB level at launch")
     launch = worst([part for part in (facts.platform, facts.module) if part is not None])
     today = worst(now)
     if launch.status == "OutOfDate" and today.status in _RELAUNCH:
@@ -513,8 +538,7 @@ def verify_tdx(
     facts = Facts(quote, roots, at, report_data, evidence.event_log)
     _gather(facts, evidence, library)
     checks = evaluate(RULES, facts, stop=True)
-    chained = any(check.rule == "TDX-PCK" and check.outcome == "ok" for check in checks)
-    domain = facts.pinned.domain if chained and facts.pinned else None
+    domain = facts.pinned.domain if facts.pinned and genuine(checks) else None
     used = [
         CollateralItem(c.common_name, c.not_before, c.not_after)
         for c in dict.fromkeys((*facts.chain, *facts.signers))
@@ -541,10 +565,10 @@ def verify_tdx(
 def _gather(facts: Facts, evidence: TdxEvidence, library: Library) -> None:
     """Read the chain and find the collateral. Nothing is believed here; what is missing, the rules name."""
     try:
-        facts.chain = tuple(load_certificate(one) for one in read_pem(facts.quote.pck_chain, limit=4))
-        if facts.chain:
-            facts.pck = read_pck(facts.chain[0])
-            facts.pinned = facts.roots.find(facts.chain[-1])
+        leaf, *others = read_pem(facts.quote.pck_chain, limit=4) or [b""]
+        facts.chain = (load_certificate(leaf), *map(load_shared, others))
+        facts.pinned = facts.roots.find(facts.chain[-1])
+        facts.pck = read_pck(facts.chain[0])
     except DerError as wrong:
         facts.unreadable = str(wrong)
     raw = evidence.collateral

@@ -6,6 +6,7 @@ What is parsed here was signed by the TCB signing key over its exact bytes; pars
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from cvars.attest import strict_json
@@ -119,6 +120,7 @@ class QeIdentity:
     levels: tuple[SvnLevel, ...]
 
 
+@lru_cache(maxsize=32)
 def parse_tcb_info(raw: bytes) -> TcbInfo:
     """Parse the inner object.
 
@@ -147,6 +149,7 @@ def parse_tcb_info(raw: bytes) -> TcbInfo:
     )
 
 
+@lru_cache(maxsize=32)
 def parse_qe_identity(raw: bytes) -> QeIdentity:
     """Parse the inner object.
 
