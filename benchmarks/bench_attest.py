@@ -21,6 +21,7 @@ from cvars.attest.tdx.collateral import Collateral
 from cvars.attest.tdx.quote import parse_quote
 
 REPORT_DATA = bytes(64)
+CPU = time.process_time_ns  # others use this machine: what counts is the work, not the waiting
 Operation = Callable[[], object]
 
 
@@ -137,7 +138,11 @@ def figures() -> list[Figure]:
                 return verify(one, roots=trusted, at=at, report_data=REPORT_DATA).verified
 
             assert snp()
-            out.append(against_floor(f"SNP verification, {line}", snp, _snp_floor(one), max_ratio=1.5, rounds=100))
+            out.append(
+                against_floor(
+                    f"SNP verification, {line}", snp, _snp_floor(one), max_ratio=1.5, rounds=100, clock=CPU
+                )
+            )
         for version in (4, 5):
             tdx = read_tdx(td.quote(REPORT_DATA, version), td.collateral())
             assert isinstance(tdx, TdxEvidence)
@@ -147,8 +152,10 @@ def figures() -> list[Figure]:
 
             assert quote()
             title = f"TDX verification with collateral, quote v{version}"
-            out.append(against_floor(title, quote, _tdx_floor(tdx), max_ratio=1.5, rounds=100))
+            out.append(against_floor(title, quote, _tdx_floor(tdx), max_ratio=1.5, rounds=100, clock=CPU))
             other = _dcap_qvl(tdx, platform.root_certificate)
             if other is not None:
-                out.append(against_floor(f"{title}, against dcap-qvl", quote, other, max_ratio=2, rounds=50))
+                out.append(
+                    against_floor(f"{title}, against dcap-qvl", quote, other, max_ratio=2, rounds=50, clock=CPU)
+                )
     return out

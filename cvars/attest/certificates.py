@@ -23,6 +23,7 @@ from cvars.attest.der import DerError, Item
 
 MAX_CERTIFICATE: Final = 8 * 1024  # bytes; the largest genuine one has about 1400
 MAX_CRL: Final = 1024 * 1024  # bytes
+MAX_PEM_TEXT: Final = 2 * MAX_CRL  # bytes
 MAX_PEM_BUNDLE: Final = 16  # certificates in one PEM text
 #: the mark of simulated hardware (6.1): "cvar" in ASCII, since widespread DER decoders read no arc over 32 bits
 SIMULATION_OID: Final = "2.25.1668702578"
@@ -132,8 +133,11 @@ def load_key(spki: bytes) -> PublicKey | None:
     return key if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) else None
 
 
+@lru_cache(maxsize=256)
 def load_certificate(data: bytes) -> Certificate:
     """Load one DER certificate. The only place that does, so that serial number 0 has one home.
+
+    Machines attest again and again with the same certificates: parsing is remembered, verdicts never are.
 
     Raises:
         DerError: not a certificate, too large, or not strict DER where it matters.
@@ -184,15 +188,6 @@ def _may_sign(extensions: dict[str, Extension]) -> bool:
         return False
     is_ca = bool(first) and first[0].tag == der.BOOLEAN and first[0].body == b"\xff"
     return is_ca and len(bits) >= 2 and bool(bits[1] & 0x04)
-
-
-@lru_cache(maxsize=128)
-def load_shared(data: bytes) -> Certificate:
-    """`load_certificate` for certificates that many machines share (authorities, signers): parsed once.
-
-    Only the parsing is remembered, never a verdict: every signature is checked every time.
-    """
-    return load_certificate(data)
 
 
 @lru_cache(maxsize=128)
@@ -342,6 +337,8 @@ def read_pem(text: bytes, *, label: str = "CERTIFICATE", limit: int = MAX_PEM_BU
     Raises:
         DerError: text between the blocks, more than ``limit`` of them, or bad base64.
     """
+    if len(text) > MAX_PEM_TEXT:
+        raise DerError(f"PEM text of {len(text)} bytes")
     begin, end = f"-----BEGIN {label}-----".encode(), f"-----END {label}-----".encode()
     rest = text.rstrip(b"\0").strip()
     out: list[bytes] = []
@@ -359,16 +356,15 @@ def read_pem(text: bytes, *, label: str = "CERTIFICATE", limit: int = MAX_PEM_BU
     return out
 
 
-def load_any(data: bytes, *, shared: bool = False) -> list[Certificate]:
-    """Certificates of a file: one DER, or a PEM text with several; ``shared`` as in `load_shared`.
+def load_any(data: bytes) -> list[Certificate]:
+    """Certificates of a file: one DER, or a PEM text with several.
 
     Raises:
         DerError: it is neither.
     """
-    load = load_shared if shared else load_certificate
     if data.lstrip()[:5] == b"-----":
-        return [load(one) for one in read_pem(data)]
-    return [load(data)]
+        return [load_certificate(one) for one in read_pem(data)]
+    return [load_certificate(data)]
 
 
 def write_pem(data: bytes, label: str = "CERTIFICATE") -> bytes:

@@ -165,3 +165,45 @@ def test_wrong_command_lines_end_2_and_wrong_files_3(tmp_path):
     assert run("verify", tmp_path / "e", "--policy", tmp_path / "p.yaml")[0] == 3
     assert run("inspect", tmp_path / "m.json")[0] == 3
     assert run("simulate", "--out", tmp_path / "o", "--report-data", "00", "--measurement", "00" * 48)[0] == 2
+
+
+def test_what_the_local_service_serves_is_fetched_and_used(tmp_path, simulated_hardware, amd, sim_roots, tdx):
+    """`serve`, `fetch`, then `verify --certs`, without any certificate in the evidence; then an outage."""
+    import os
+    import signal
+    import socket
+    import sys
+    import time
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "cvars", "attest", "serve", "--hardware", str(simulated_hardware)]
+    top = str(__import__("pathlib").Path(__file__).resolve().parents[2])
+    process = subprocess.Popen(
+        [*command, "--listen", f"127.0.0.1:{port}"],
+        env=os.environ | {"PYTHONPATH": top},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert "vcek/v1" in process.stdout.readline()
+        now = int(time.time())
+        sp = amd("Turin")
+        (tmp_path / "report").write_bytes(sp.launch(bytes(4096)).report(REPORT_DATA))
+        tdx.clock = time.time
+        (tmp_path / "quote").write_bytes(tdx.launch(bytes(4096)).quote(REPORT_DATA))
+        base = f"http://127.0.0.1:{port}"
+        for name in ("report", "quote"):
+            kept = tmp_path / "kept"
+            code, out = run("fetch", tmp_path / name, "--to", kept, "--kds", base, "--pcs", base)
+            assert code == 0, out
+            check = ["verify", tmp_path / name, "--certs", kept, "--simulation", "--roots", simulated_hardware]
+            code, out = run(*check, "--at", now)
+            assert code == 0, out
+        assert sorted(p.name for p in kept.rglob("*") if p.is_file())[-1] == "vcek.crl"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    assert run("fetch", tmp_path / "report", "--to", tmp_path / "more", "--kds", base, "--deadline", "0.5")[0] == 4
+    assert run("serve", "--listen", "0.0.0.0:1")[0] == 2

@@ -424,7 +424,7 @@ def _gather(
             crl_data = one.data
             continue
         try:
-            for certificate in load_any(one.data, shared=one.role in ("ASK", "ARK")):
+            for certificate in load_any(one.data):
                 by_role.setdefault(_role(certificate) if one.role == "unknown" else one.role, []).append(
                     certificate
                 )
@@ -442,7 +442,7 @@ def _gather(
         unreadable=unreadable,
     )
     role = "VLEK" if report.signing_key == VLEK else "VCEK"
-    leaf = next(iter(by_role.get(role, ())), None)
+    leaf = _fitting(by_role.get(role, []), report)
     if leaf is None and report.signing_key == VCEK and report.line is not None and not unreadable:
         data = library.snp_leaf(report.line, report.chip_id, Tcb.parse(report.reported_tcb, report.line))
         try:
@@ -459,6 +459,18 @@ def _gather(
     if crl_data is None and facts.line is not None:
         facts.crl_data = library.snp_crl(facts.line, report.signing_key)
     return facts
+
+
+def _fitting(leaves: list[Certificate], report: SnpReport) -> Certificate | None:
+    """The leaf for this chip and TCB where several were supplied; else the first, which the rules will refuse."""
+    for leaf in leaves if len(leaves) > 1 else ():
+        fields = read_leaf(leaf)
+        line = line_of_product(fields.product or "")
+        if line and fields.tcb == Tcb.parse(report.reported_tcb, line):
+            hwid = fields.hwid or b""
+            if not hwid or hwid == report.chip_id[: len(hwid)]:
+                return leaf
+    return next(iter(leaves), None)
 
 
 def _role(certificate: Certificate) -> str:

@@ -1,6 +1,7 @@
 """What a PCK certificate says about its platform. Source: Intel PCK certificate profile; `attestation` 3.1."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from cvars.attest import der
@@ -25,8 +26,9 @@ class PckFields:
     fmspc: bytes
 
 
+@lru_cache(maxsize=256)
 def read_pck(certificate: Certificate) -> PckFields:
-    """Read the SGX extension.
+    """Read the SGX extension; once for each certificate.
 
     Raises:
         DerError: it is absent, or not as the profile has it.

@@ -23,7 +23,6 @@ from cvars.attest.certificates import (
     issued,
     load_certificate,
     load_crl,
-    load_shared,
     read_pem,
 )
 from cvars.attest.der import DerError
@@ -287,7 +286,7 @@ def _revocation(facts: Facts) -> str:
 def _chain(pem: bytes) -> tuple[Certificate, ...]:
     """The certificates of an issuer chain; none when it cannot be read (TDX-COLL says so)."""
     try:
-        return tuple(load_shared(one) for one in read_pem(pem))
+        return tuple(map(load_certificate, read_pem(pem)))
     except DerError:
         return ()
 
@@ -565,8 +564,7 @@ def verify_tdx(
 def _gather(facts: Facts, evidence: TdxEvidence, library: Library) -> None:
     """Read the chain and find the collateral. Nothing is believed here; what is missing, the rules name."""
     try:
-        leaf, *others = read_pem(facts.quote.pck_chain, limit=4) or [b""]
-        facts.chain = (load_certificate(leaf), *map(load_shared, others))
+        facts.chain = tuple(map(load_certificate, read_pem(facts.quote.pck_chain, limit=4) or [b""]))
         facts.pinned = facts.roots.find(facts.chain[-1])
         facts.pck = read_pck(facts.chain[0])
     except DerError as wrong:
