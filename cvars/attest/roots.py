@@ -109,7 +109,8 @@ def with_simulated(
             if certificate.issuer == certificate.subject:
                 line = certificate.common_name.removeprefix("ARK-")
                 pins[certificate.spki_sha256] = Root("simulated", "Intel" if "SGX" in line else line)
-            authorities.append(certificate)
+            if certificate.may_sign_certificates:
+                authorities.append(certificate)
     return TrustRoots(MappingProxyType(pins), tuple(authorities), simulation=True)
 
 

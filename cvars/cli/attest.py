@@ -152,6 +152,7 @@ def _verified(
     folders: list[Path],
 ) -> "AttestationResult":
     from cvars.attest import EmptyLibrary, FileLibrary  # noqa: PLC0415
+    from cvars.attest import verify as verify_evidence  # noqa: PLC0415
     from cvars.attest.inputs import parse_time  # noqa: PLC0415
 
     if crl not in ("require", "if-present", "ignore"):

@@ -17,7 +17,8 @@ from cvars.attest.measure.ovmf import ImageError
 MAX_FILE: Final = 256 * 1024 * 1024
 MAX_HEADERS: Final = 1 << 17
 LARGE_PAGE: Final = 2 * 1024 * 1024
-MAX_AREA: Final = 16 * 1024 * 1024  # bytes of one parameter area
+MAX_AREA: Final = 4 * 1024 * 1024  # bytes of one parameter area
+MAX_INSERTS: Final = 64
 MAX_MEASURED: Final = 1 << 18  # 4 KiB pages of one launch
 
 FIXED_HEADER: Final = Struct(
@@ -171,7 +172,10 @@ def measure_igvm(data: bytes, *, kvm: bool = True, native_zero: bool = False) ->
     digest = LaunchDigest()
     areas: dict[int, int] = {}
     contexts: list[bytes] = []
-    measured = 0
+    inserts = 0
+    pages = [header for header in igvm.headers if header.kind == PAGE_DATA]
+    if sum(512 if header.fields["flags"] & FLAG_2MB else 1 for header in pages) > MAX_MEASURED:
+        raise ImageError("an IGVM file that fills too many pages")
     for header in igvm.headers:
         fields = header.fields
         if header.kind == PARAMETER_AREA:
@@ -179,21 +183,21 @@ def measure_igvm(data: bytes, *, kvm: bool = True, native_zero: bool = False) ->
         elif not fields.get("compatibility_mask", 0) & mask:
             continue
         elif header.kind == PAGE_DATA:
-            measured += _page(digest, igvm, fields, native_zero=native_zero)
+            _page(digest, igvm, fields, native_zero=native_zero)
         elif header.kind == PARAMETER_INSERT:
             size = areas.get(fields["index"])
             if size is None or size > MAX_AREA or fields["gpa"] % PAGE:
                 raise ImageError("an IGVM parameter area that was not declared, or is too large")
+            inserts += 1
+            if inserts > MAX_INSERTS:
+                raise ImageError("an IGVM file with too many parameter areas")
             digest.pages(PageType.UNMEASURED, fields["gpa"], size)
-            measured += -(-size // PAGE)
         elif header.kind == VP_CONTEXT:
             page = igvm.slice(fields["file_offset"], PAGE).ljust(PAGE, b"\0")
             if kvm:
                 contexts.append(page)
             else:
                 digest.page(PageType.VMSA, fields["gpa"], page)
-        if measured > MAX_MEASURED:
-            raise ImageError("an IGVM file that fills too many pages")
     if len(contexts) > 1:
         raise ImageError("KVM launches one vCPU context of an IGVM file, this one has more")
     for page in contexts:
@@ -201,14 +205,14 @@ def measure_igvm(data: bytes, *, kvm: bool = True, native_zero: bool = False) ->
     return digest.value
 
 
-def _page(digest: LaunchDigest, igvm: Igvm, fields: dict[str, int], *, native_zero: bool) -> int:
-    """Measure one page directive; a 2 MiB page counts as 512 pages. Returns how many pages it were."""
+def _page(digest: LaunchDigest, igvm: Igvm, fields: dict[str, int], *, native_zero: bool) -> None:
+    """Measure one page directive; a 2 MiB page counts as 512 pages."""
     size = LARGE_PAGE if fields["flags"] & FLAG_2MB else PAGE
     gpa, kind = fields["gpa"], fields["data_type"]
     if gpa % PAGE or gpa >= 1 << 52:
         raise ImageError(f"an IGVM page at {gpa:#x}")
     if fields["flags"] & FLAG_SHARED:
-        return 0  # not part of the launch
+        return  # not part of the launch
     if kind in _TYPES:
         digest.pages(_TYPES[kind], gpa, size)
     elif kind:
@@ -221,7 +225,6 @@ def _page(digest: LaunchDigest, igvm: Igvm, fields: dict[str, int], *, native_ze
             digest.normal(gpa, contents or bytes(size))
         else:
             digest.pages(PageType.ZERO, gpa, size)
-    return size // PAGE
 
 
 def _as_kvm(page: bytes) -> bytes:
