@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SIMULATED_FOLDER: Final = "simulated-hardware"
 
 
-def measure(  # noqa: PLR0917 - a command's options
+def measure(
     image: Annotated[
         Path, typer.Argument(exists=True, dir_okay=False, help="Firmware (.fd), IGVM or TDVF image.")
     ],
@@ -117,7 +117,7 @@ def _measured(
     return measure_firmware(data, machine, kernel=direct)
 
 
-def simulate(  # noqa: PLR0917 - a command's options
+def simulate(
     out: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for the evidence.")],
     report_data: Annotated[str, typer.Option("--report-data", help="64 bytes.", metavar="HEX")],
     measurement: Annotated[str, typer.Option("--measurement", help="48 bytes.", metavar="HEX")],
