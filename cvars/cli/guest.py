@@ -171,20 +171,16 @@ def init(
     Example: cvars guest init web-1 --tee snp --broker ./broker --out ./host
     """
     from cvars.cli.store import image_size  # noqa: PLC0415
-    from cvars.lab.operator import enrol, open_for_operator, set_up_broker  # noqa: PLC0415
+    from cvars.lab.operator import enrol, operating, set_up_broker  # noqa: PLC0415
 
     _one_of("--tee", tee, _TEES)
     image_bytes = image_size(size)
     if not (broker / "broker.toml").exists():
         set_up_broker(broker, hardware or state_dir() / "hardware", [tee])
-    opened = open_for_operator(broker)
-    try:
+    store, init_data = out / f"{vm_id}.fd", out / f"{vm_id}.toml"
+    with operating(broker) as opened:
         out.mkdir(parents=True, exist_ok=True)
-        store, init_data = out / f"{vm_id}.fd", out / f"{vm_id}.toml"
         enrol(opened, vm_id, store=store, init_data=init_data, image_bytes=image_bytes, mode=mode)
-    finally:
-        opened.db.close()
-        opened.audit.close()
     say(f"{vm_id}: {store} (blank, {image_bytes} bytes), {init_data} (measured, pins {opened.signer.kid})")
     say(f"next: cvars broker serve --config {broker} --simulation")
     say(

@@ -22,7 +22,7 @@ from cvars.errors import CvarsError, EfiStatus, OutsideFailure, UsageMistake
 from cvars.formats.pcap import join_captures
 from cvars.host.folder import HostFolder
 from cvars.lab.driver import AT, is_get, set_attributes, status_of
-from cvars.lab.operator import enrol, open_for_operator, set_up_broker, write_key_file
+from cvars.lab.operator import enrol, operating, set_up_broker, write_key_file
 from cvars.lab.processes import Ended, Processes, Running
 from cvars.lab.scenario import bundled, read_scenario
 from cvars.store.inspecting import LOG, inspect
@@ -187,13 +187,11 @@ class _Demo:
         if self.without == "lease":
             toml = broker / "broker.toml"
             toml.write_text(toml.read_text().replace('# skip_checks = ["lease"]', 'skip_checks = ["lease"]'))
-        opened = open_for_operator(broker)
-        for vm in (GUEST, OTHER):
-            store, init_data = self.host.blob(vm), self._init_data(vm)
-            record = enrol(opened, vm, store=store, init_data=init_data, image_bytes=IMAGE_BYTES)
-            write_key_file(opened, record, broker / f"{vm}.key.json")
-        opened.db.close()
-        opened.audit.close()
+        with operating(broker) as opened:
+            for vm in (GUEST, OTHER):
+                store, init_data = self.host.blob(vm), self._init_data(vm)
+                record = enrol(opened, vm, store=store, init_data=init_data, image_bytes=IMAGE_BYTES)
+                write_key_file(opened, record, broker / f"{vm}.key.json")
         for name in _SCENARIOS:
             (self.folder / "guest").mkdir(exist_ok=True)
             (self.folder / "guest" / f"{name}.jsonl").write_text(bundled(name))

@@ -7,7 +7,8 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -78,10 +79,17 @@ def set_up_broker(broker: Path, hardware: Path, tees: Sequence[str], *, takeover
     return pin
 
 
-def open_for_operator(broker: Path) -> "Broker":
-    """The broker's parts, beside or before the running service. The caller closes ``db`` and ``audit``."""
+@contextmanager
+def operating(broker: Path) -> "Iterator[Broker]":
+    """The broker's parts in an operator's hands; it writes no audit log of a running service."""
     config = load_config(broker / "broker.toml", simulation=True)
-    return open_broker(config, clock=time.time, random=secrets.token_bytes)
+    quiet = config.model_copy(update={"audit": config.audit.model_copy(update={"file": None})})
+    opened = open_broker(quiet, clock=time.time, random=secrets.token_bytes)
+    try:
+        yield opened
+    finally:
+        opened.db.close()
+        opened.audit.close()
 
 
 def enrol(

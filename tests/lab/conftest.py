@@ -43,3 +43,13 @@ def demo(request, tmp_path_factory) -> Ran:
 def run_demo():
     """Run another demo: (folder, tee, *options) -> Ran."""
     return _run_demo
+
+
+@pytest.fixture
+def machine(tmp_path, tmp_path_factory):
+    """Broker and one VM as processes."""
+    from tests.lab.machine import Machine
+
+    made = Machine(tmp_path, tmp_path_factory.mktemp("s"))
+    yield made
+    made.processes.stop_all()
