@@ -6,8 +6,8 @@ import sys
 import traceback
 from typing import Annotated, Final
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from cvars import __version__
 from cvars.cli.later import LATER, noun_app
@@ -65,14 +65,12 @@ for name in COMMANDS:
 def run() -> None:
     """Run the command line; every way out has one of the exit codes of `errors.ExitCode`."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="cvars", standalone_mode=False)
     except CvarsError as error:
         fail(error)
-    except click.UsageError as error:
+    except TyperException as error:
         fail(_usage(error))
-    except click.exceptions.Abort:
-        raise SystemExit(int(ExitCode.INTERRUPTED)) from None
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(int(ExitCode.INTERRUPTED)) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,8 +89,9 @@ def run() -> None:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _usage(error: click.UsageError) -> CvarsError:
-    help_of = error.ctx.command_path if error.ctx else "cvars"
+def _usage(error: TyperException) -> CvarsError:
+    context = getattr(error, "ctx", None)
+    help_of = context.command_path if context else "cvars"
     return CvarsError(
         error.format_message(), hint=f"see: {help_of} --help", reason="usage", exit_code=ExitCode.USAGE
     )

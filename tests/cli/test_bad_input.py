@@ -160,6 +160,11 @@ def test_a_store_locked_by_a_running_guest_is_said(tmp_path):
         says_one_thing(done, 4, "locked by a running guest")
 
 
+def test_a_wrong_command_line_ends_2():
+    for words in ("demo --bogus", "nonsense", "replay", "store inspect /none", "guest run"):
+        says_one_thing(cvars(*words.split()), 2, "see: cvars")
+
+
 def test_vars_without_a_component_is_said(tmp_path):
     says_one_thing(cvars("vars", "list"), 2, "--guest unix:PATH")
     says_one_thing(cvars("vars", "list", "--guest", f"unix:{tmp_path}/none.sock"), 4, "none.sock")
