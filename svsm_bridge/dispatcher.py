@@ -77,6 +77,20 @@ class CallRecord:
     after: Registers
     duration_ns: int
 
+    def members(self) -> dict[str, int | str]:
+        """The members of a trace event: register files as hex of 64-bit words, in the order of section 6."""
+        asked = self.before.rax
+        return {
+            "vcpu": self.vcpu,
+            "vmpl": self.vmpl,
+            "protocol": asked >> 32,
+            "call": asked & 0xFFFFFFFF,
+            "result": self.after.rax,
+            "registers_in": "".join(f"{value:016x}" for value in self.before.values()),
+            "registers_out": "".join(f"{value:016x}" for value in self.after.values()),
+            "duration_ns": self.duration_ns,
+        }
+
 
 CallTrace: TypeAlias = Callable[[CallRecord], None]
 
@@ -122,25 +136,25 @@ class Dispatcher:
             return Outcome.NOT_ENTERED
         call = Call(machine, vcpu, regs, turn)
         vcpu.inside = call
+        with machine.memory.rights:  # from here on nobody takes this vCPU's calling area away
+            vcpu.calls.add(call)
+            area = vcpu.ca
         audit = machine.audit
         if audit is not None:
             audit.begin(call)
         try:
-            if vcpu.ca is None:
+            if area is None:
                 return Outcome.NO_CALLING_AREA
             try:
-                pending = machine.memory.load_flag(vcpu.ca, call)
+                pending = machine.memory.load_flag(area, call)
                 if pending == 0 or (pending != 1 and machine.profile.c1_pending_only_one):
                     return Outcome.NOTHING_PENDING
-                machine.memory.store_u8(vcpu.ca, 0, call)  # before dispatch, byte 0 only (S9)
+                machine.memory.store_u8(area, 0, call)  # before dispatch, byte 0 only (S9)
             except InvalidAddress:
                 return Outcome.NO_CALLING_AREA
-            vcpu.calls.add(call)
-            try:
-                result, outputs = self._run(call)
-            finally:
-                machine.left(vcpu, call)
+            result, outputs = self._run(call)
         finally:
+            machine.left(vcpu, call)
             if vcpu.inside is call:
                 vcpu.inside = None
             if audit is not None:

@@ -16,6 +16,7 @@ import pytest
 
 from cvars.formats.pcap import CaptureWriter, PacketType, read_capture
 from cvars.mm.service import VariableService
+from cvars.trace import CallServed
 from cvars.variables.limits import DEFAULT_LIMITS
 from cvars.variables.profile import SPEC
 from svsm_bridge.abi import PAGE, Outcome
@@ -211,6 +212,10 @@ def test_a_call_trace_has_register_files_and_no_memory(serve):
     line = json.dumps(asdict(record))
     assert "secret" not in line
     assert record.duration_ns > 0
+    event = CallServed(**record.members()).as_json()
+    assert (event["kind"], event["protocol"], event["call"], event["result"]) == ("call.served", 4, 1, 0)
+    assert event["registers_in"][:16] == "0000000400000001"
+    assert len(event["registers_out"]) == 18 * 16
 
 
 def test_a_server_with_a_capture_sink(tmp_path):

@@ -507,3 +507,22 @@ def test_a_frame_that_moved_away_under_the_calling_area(box):
         box.poke(CA0, b"\1")
         assert box.enter(Registers(rax=call_number(0, 6))) == Outcome.NO_CALLING_AREA
     assert note_reply(box.mm(note(WRITE, b"k", b"v"), vcpu=box.ap, gpa=BUFFER)[1])[0] == 0
+
+
+@pytest.mark.rule("B27")
+def test_a_vcpu_that_is_being_entered_cannot_be_moved_or_deleted(box):
+    """Another vCPU replaces or deletes it between the read of its flag and the clearing (found by schedules)."""
+    from svsm_bridge.abi import Outcome
+    from svsm_bridge.adversary import vcpu_call
+
+    assert create(box, 2, OTHER, OTHER + PAGE) == SUCCESS
+    ap = box.machine.vcpus[2]
+    box.poke(OTHER + 2 * PAGE, good_vmsa(2, 1))
+    for number, regs in ((3, {"rcx": OTHER}), (2, {"rcx": OTHER + 2 * PAGE, "rdx": OTHER + 3 * PAGE, "r8": 2})):
+        for at in range(2):
+            box.poke(ap.ca, b"\1")
+            evil = vcpu_call(1, Registers(rax=call_number(0, number), **regs))
+            with Schedule(box.machine, box.dispatcher, [Step(at, evil, by_vcpu=True)]):
+                file = Registers(rax=call_number(0, 6), rcx=4 << 32 | 1)
+                assert box.enter(file, ap) == Outcome.SERVED
+            assert (ap.ca, ap.vmsa_gpa) == (OTHER + PAGE, OTHER)
