@@ -698,3 +698,56 @@ def test_S65_schedules_and_traces_in_a_server_for_tests(serve):
     refused(client, Code.RESERVED, Kind.SCHEDULE, b"nonsense")
     os.close(fd)
     client.close()
+
+
+def test_S62_a_call_that_was_given_up_changes_nothing_later(serve):
+    """It waited for the store until its deadline, the guest was told BUSY; the store comes free afterwards."""
+    notebook = Notebook()
+    service = Service(notebook, turn_s=30)
+    server = serve(service, deadline_s=0.15)
+    client = GuestClient.start(server.path)
+    client.poke(BUFFER_GPA, note(APPEND, b"k", b"x"))
+    client.poke(CA_GPA, b"\1")
+    regs = Registers(rax=call_number(4, 1), rcx=BUFFER_GPA, rdx=PAGE)
+    with service.lock:
+        reply = client.enter_raw(0, regs)
+    assert reply.regs.rax == BUSY
+    deadline = time.monotonic() + 10
+    while server.busy and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert notebook.values == {}
+    assert note_reply(client.mm_request(note(APPEND, b"k", b"x")))[0] == 0
+    assert notebook.values == {b"k".ljust(16, b"\0"): b"x"}
+    client.close()
+
+
+def test_S63_the_next_boot_waits_for_the_calls_of_the_last(serve, monkeypatch):
+    """A call that was copied in before the power off must not run in the next boot."""
+    notebook = Notebook()
+    service = Service(notebook)
+    take, waiting, go_on = Service.take_turn, threading.Event(), threading.Event()
+
+    def slow(self, *arguments):
+        waiting.set()
+        assert go_on.wait(10)
+        take(self, *arguments)
+
+    server = serve(service)
+    client = GuestClient.start(server.path)
+    client.poke(BUFFER_GPA, note(WRITE, b"k", b"of the last boot"))
+    client.poke(CA_GPA, b"\1")
+    monkeypatch.setattr(Service, "take_turn", slow)
+    client.post(Kind.CALL, client.call_payload(0, Registers(rax=call_number(4, 1), rcx=BUFFER_GPA, rdx=PAGE)))
+    assert waiting.wait(10)
+    client.close()
+    boots = []
+    thread = threading.Thread(target=lambda: boots.append(GuestClient.start(server.path)))
+    thread.start()
+    thread.join(0.2)
+    assert boots == []
+    assert notebook.values == {}
+    go_on.set()
+    thread.join(10)
+    assert notebook.values  # the last boot's commit stood before this boot began
+    assert notebook.resets == 3
+    boots[0].close()
