@@ -5,10 +5,12 @@ svsm-calls 1.3, 3.5.
 """
 
 import mmap
+import struct
 from abc import ABC, abstractmethod
-from typing import Final
+from typing import Final, NamedTuple
+from uuid import UUID
 
-from svsm_bridge.abi import CORE, MM_HEADER_BYTES, PAGE, UEFI_MM, Outcome, Registers, call_number
+from svsm_bridge.abi import ATTESTATION, CORE, MM_HEADER_BYTES, PAGE, UEFI_MM, Outcome, Registers, call_number
 from svsm_bridge.errors import SvsmResult
 
 #: where the guest's one range of RAM starts, and what lies in it
@@ -17,6 +19,14 @@ RAM_BYTES: Final = 0x100000
 CA_GPA: Final = RAM_BASE
 BUFFER_GPA: Final = RAM_BASE + 0x10000
 BUFFER_BYTES: Final = 0x10000
+#: pages of the attestation helper
+_OPERATION: Final = RAM_BASE + 0x2000
+_NONCE: Final = RAM_BASE + 0x3000
+_REPORT: Final = RAM_BASE + 0x4000
+_CERTIFICATES: Final = RAM_BASE + 0x8000
+_MANIFEST: Final = RAM_BASE + 0x20000
+_NO_SIZE: Final = (1 << 64) - 1
+ATTEST_TRIES: Final = 4
 AGAIN: Final = (SvsmResult.BUSY, SvsmResult.INCOMPLETE)
 
 
@@ -34,6 +44,14 @@ class CallFailed(Exception):
 
 class NotEntered(Exception):
     """The SVSM did not run: the pending flag was still set when the guest took it back (S11)."""
+
+
+class Attestation(NamedTuple):
+    """What an attestation call wrote: report, manifest, certificate table (empty when the host has none)."""
+
+    report: bytes
+    manifest: bytes
+    certificates: bytes
 
 
 class GuestSide(ABC):
@@ -106,5 +124,31 @@ class GuestSide(ABC):
             raise CallFailed(result)
         return self.peek(BUFFER_GPA, len(message))
 
+    def attest(self, nonce: bytes, *, service: tuple[UUID, int] | None = None) -> Attestation:
+        """Ask for an attestation over 64 bytes of ``nonce``: of all services, or of one in a manifest version.
 
-assert RAM_BASE % PAGE == 0
+        Sizes are asked for first, as callers of the SVSM do.
+
+        Raises:
+            CallFailed: RAX was not SUCCESS.
+        """
+        rooms = (0, 0, PAGE)
+        tail = b"" if service is None else service[0].bytes_le + struct.pack("<II", service[1], 0)
+        self.poke(_NONCE, nonce)
+        for _ in range(ATTEST_TRIES):
+            raw = struct.pack(
+                "<QIIQH6xQIIQII", _REPORT, rooms[2], 0, _NONCE, len(nonce), _MANIFEST, rooms[0], 0, _CERTIFICATES,
+                rooms[1], 0,
+            )  # fmt: skip
+            self.poke(_OPERATION, raw + tail)
+            regs = Registers(rax=call_number(ATTESTATION, int(service is not None)), rcx=_OPERATION)
+            regs.rdx = regs.r8 = _NO_SIZE
+            result = self.call(regs)
+            if result != SvsmResult.INVALID_PARAMETER or _NO_SIZE in (regs.rdx, regs.r8):
+                break
+            rooms = (regs.rcx, regs.rdx or PAGE, regs.r8)
+        if result:
+            raise CallFailed(result)
+        return Attestation(
+            self.peek(_REPORT, regs.r8), self.peek(_MANIFEST, regs.rcx), self.peek(_CERTIFICATES, regs.rdx)
+        )

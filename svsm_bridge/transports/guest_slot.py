@@ -27,7 +27,7 @@ class Execution:
     call that is told to come again.
     """
 
-    __slots__ = ("_lock", "_state", "busy", "connection", "epoch", "kind", "started", "tag", "vcpu")
+    __slots__ = ("_lock", "_state", "busy", "connection", "epoch", "kind", "started", "tag", "told", "vcpu")
 
     _WAITING, _EFFECTIVE, _ANSWERED = range(3)
 
@@ -41,6 +41,7 @@ class Execution:
         self.kind = message.kind
         self.busy = busy
         self.started = time.monotonic()
+        self.told = False
         self._lock = Lock()
         self._state = self._WAITING
 

@@ -139,7 +139,11 @@ class SocketServer:
                     incident("accept", error)  # out of descriptors, most often: wait for some to come back
                     self._stopped.wait(0.1)
                     continue
-                self._accept(peer)
+                try:
+                    self._accept(peer)
+                except OSError as error:
+                    incident("accept", error)
+                    peer.close()
         finally:
             self.stop()
             self.listener.close()
@@ -199,12 +203,19 @@ class SocketServer:
                 waited = now - execution.started
                 if waited < HAND_OVER_S:
                     continue
-                connection = execution.connection
-                epoch = connection.hand_over(execution)
-                if epoch is not None:
-                    self._read_on(connection, epoch)
-                if waited >= self.deadline_s:
-                    Thread(target=connection.answer_busy, args=(execution,), daemon=True).start()
+                try:
+                    self._attend(execution, late=waited >= self.deadline_s)
+                except RuntimeError as error:  # no more threads: the next tick tries again
+                    incident("supervisor", error)
+
+    def _attend(self, execution: Execution, *, late: bool) -> None:
+        connection = execution.connection
+        epoch = connection.hand_over(execution)
+        if epoch is not None:
+            self._read_on(connection, epoch)
+        if late and not execution.told:
+            Thread(target=connection.answer_busy, args=(execution,), daemon=True).start()
+            execution.told = True  # once: a call that has begun its effect is finished, whatever it takes
 
     # --- guests ------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from svsm_bridge import manifests
 from svsm_bridge.abi import EXTENSION_GUID, PAGE, SVSM_BASE, UEFI_MM_GUID, VTPM_GUID
+from svsm_bridge.adversary import good_vmsa
 from svsm_bridge.manifests import (
     BadManifest,
     BootOutcome,
@@ -225,6 +226,14 @@ def test_B51_nonces_that_cannot_be_read(abox, profile, where):
     with Untouched(abox, but=[(CA0, 1), (SCRATCH, 0x58)]):
         rax, sizes = attest(abox, nonce_bytes=b"", nonce=where)
     assert (rax, sizes) == (INVALID_PARAMETER, early(profile))
+
+
+@pytest.mark.rule("S20")
+def test_B51_a_nonce_in_a_vmsa_page(abox, profile):
+    """The guest VMPL may read its VMSA; the service takes no input from there."""
+    abox.poke(BIG + 0x100000, good_vmsa(2, 1))
+    assert abox.call(0, 2, rcx=BIG + 0x100000, rdx=BIG + 0x101000, r8=2)[0] == SUCCESS
+    assert attest(abox, nonce_bytes=b"", nonce=BIG + 0x100000) == (INVALID_PARAMETER, early(profile))
 
 
 @pytest.mark.rule("C17")

@@ -153,3 +153,11 @@ def test_all_clients_speak_of_the_same_variables(example, serve):
     assert reply[32:40] == bytes(8)
     assert reply[76 + 14 :][:13] == b"written by C\0"
     client.close()
+
+
+def test_the_example_with_a_handler_of_one_s_own():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "own_handler.py")],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "in process: HELLO FROM THE GUEST\nby socket:  HELLO FROM THE GUEST\n", done.stderr

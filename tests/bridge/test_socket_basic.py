@@ -1,16 +1,20 @@
 """The socket transport: a guest boots, is served, resets, powers off."""
 
+import hashlib
 from uuid import UUID
 
 import pytest
 
-from svsm_bridge.abi import Outcome, Registers, call_number
+from svsm_bridge.abi import UEFI_MM_GUID, Outcome, Registers, call_number
 from svsm_bridge.errors import GuestMustStop
+from svsm_bridge.manifests import manifest_source
+from svsm_bridge.service import Service
 from svsm_bridge.transports.client import GuestClient, ServerGone, TransportError
 from svsm_bridge.transports.guest import CA_GPA, CallFailed
 from svsm_bridge.transports.inproc import InProcessGuest
 from svsm_bridge.transports.socket import SocketServer
 from tests.bridge.support import WRITE, Notebook, mm, note, note_reply
+from tests.bridge.test_attestation import CLAIMS, Reports, certificate_table
 
 
 @pytest.fixture(params=["socket", "in process"])
@@ -90,3 +94,21 @@ def test_a_call_that_was_not_requested(serve):
 def test_S65_production_refuses_the_transport(serve):
     with pytest.raises(ValueError, match="production"):
         SocketServer(None, Notebook(), production=True)
+
+
+@pytest.mark.parametrize("table", [b"", certificate_table(900, 1100), certificate_table(9000)])
+def test_a_guest_attests(serve, table):
+    source = manifest_source(lambda: CLAIMS)
+    server = serve(reports=Reports(table), manifests=source)
+    over_socket = GuestClient.start(server.path)
+    direct = InProcessGuest(Service(Notebook(), manifests=source, reports=Reports(table)))
+    for guest in (over_socket, direct):
+        got = guest.attest(bytes(64))
+        assert got.report[0x50:0x90] == hashlib.sha512(bytes(64) + got.manifest).digest()
+        assert got.certificates == table
+        assert len(guest.attest(bytes(64), service=(UEFI_MM_GUID, 0)).manifest) == 8
+        with pytest.raises(CallFailed, match="UNSUPPORTED_PROTOCOL"):
+            guest.attest(bytes(64), service=(UUID(int=1), 0))
+        with pytest.raises(CallFailed, match="INVALID_PARAMETER"):
+            guest.attest(bytes(63))
+        guest.close()
