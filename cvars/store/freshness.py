@@ -61,11 +61,12 @@ class Freshness:
         self.key_version = 0
         self._pending: deque[tuple[AnchorPoint, bytes]] = deque()
         self._pending_bytes = 0
-        self._cut = False
         #: data commits that are not anchored, and when the oldest of them was made
         self.open_commits = 0
         self.oldest = 0.0
         self._doubt: _Advance | None = None
+        #: when the oldest commit behind the advance in doubt was made
+        self._oldest_behind: float | None = None
 
     # --- what is not anchored ---------------------------------------------------------------------
 
@@ -85,11 +86,12 @@ class Freshness:
         self._pending_bytes += size
         while self._pending_bytes > escrow.RING_BYTES and len(self._pending) > 1:
             self._pending_bytes -= len(self._pending.popleft()[1]) + 4
-            self._cut = True
         self.head = point
         if data:
             if not self.open_commits:
                 self.oldest = self._clock()
+            if self._doubt is not None and self._oldest_behind is None:
+                self._oldest_behind = self._clock()
             self.open_commits += 1
 
     @property
@@ -142,7 +144,8 @@ class Freshness:
         self._doubt = None
         self.anchored = doubt.to
         self.open_commits -= doubt.data
-        self.oldest = self._clock()
+        self.oldest = self._oldest_behind if self._oldest_behind is not None else self._clock()
+        self._oldest_behind = None
         self._trace(AnchorAdvanced(epoch=self.epoch, counter=doubt.to.counter, root=doubt.to.root))
 
     def renew(self) -> None:

@@ -126,6 +126,7 @@ def read(header: BankHeader, keys: BankKeys, geometry: Geometry, bank: memoryvie
             or one.prefix.session != header.session
             or one.prefix.sequence != header.base_sequence
             or one.prefix.salt != (salt or one.prefix.salt)
+            or (number and one.live != live)
             or one.flags
             or one.previous != chain
         ):

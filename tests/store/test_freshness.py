@@ -78,6 +78,31 @@ def test_bounded_never_leaves_a_commit_unanchored_for_t_seconds() -> None:
     assert unanchored(store, world) == 1, "the older one was anchored first"
 
 
+@pytest.mark.rule("SS-14", "T19")
+def test_bounded_counts_t_from_the_oldest_commit_even_behind_an_advance_in_doubt() -> None:
+    world = World(mode=Mode.BOUNDED, window_commits=1000, window_s=2.0, doubt_s=0)
+    anchor = Lossy(world.anchor)
+    store = world.boot(anchor=anchor)
+    store.commit((put("A", b"1"),))
+    world.clock.now += 2.0
+    anchor.default = "request"
+    store.tick()
+    with pytest.raises(DeviceError):
+        store.commit((put("A", b"too late"),))
+    world.clock.now += 0.5
+    anchor.default = "ok"
+    store.tick()
+    store.commit((put("A", b"2"),))
+    world.clock.now += 1.0
+    store._freshness._doubt = None
+    anchor.script = ["request"]
+    world.clock.now += 1.0
+    store.tick()
+    assert unanchored(store, world) == 1
+    store.tick()
+    assert unanchored(store, world) == 0
+
+
 @pytest.mark.rule("SS-14")
 def test_per_boot_anchors_at_start_with_renewals_before_compaction_and_at_close() -> None:
     world = World(mode=Mode.PER_BOOT)

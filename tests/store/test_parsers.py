@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvars.errors import BadInput, StoreError
-from cvars.store import escrow, operations, record
+from cvars.store import Mode, escrow, operations, record
 from cvars.store.checking import check
 from cvars.store.header import BANK_MAGIC, INIT_MAGIC, BankHeader, CreationHeader
 from cvars.store.inspecting import inspect
 from cvars.store.keyfile import KeyFile, dump, load
 from cvars.store.operations import Malformed
 from tests.store.images import sample
-from tests.store.world import SMALL, World, delete
+from tests.store.world import SMALL, World, append, delete, put
 
 HEAD = st.sampled_from([BANK_MAGIC, INIT_MAGIC, b"CVR1", b""])
 
@@ -125,6 +125,25 @@ def malformed_records(rng: random.Random):
     )
     yield "data of an unannounced session", good | {"session": 99}
     yield "data of an older session", good | {"session": 0}
+    grown = operations.encode(append("Nothing", b"x", b""))
+    yield "append to nothing", good | {"body": grown, "count": 1}
+    one = operations.encode(put("A", b"xy"))
+    size = 44 + 2 + 2
+    yield "live over the capacity", good | {"live": 1 << 40}
+    yield "operation flags", good | {"body": one[:1] + b"\2" + one[2:], "count": 1, "live": size}
+    yield "operation kind", good | {"body": b"\7" + one[1:], "count": 1, "live": size}
+    yield "name of odd length", good | {"body": one[:2] + b"\3\0" + one[4:], "count": 1, "live": size}
+    yield "name with a NUL", good | {"body": one[:44] + b"\0\0" + one[46:], "count": 1, "live": size}
+    yield "data behind the record", good | {"body": one[:4] + b"\x09" + one[5:], "count": 1, "live": size}
+    yield "two operations in one", good | {"body": one, "count": 2, "live": size}
+    bad = operations.encode(append("A", b"z", b"xy"))
+    yield "append with another digest", good | {"body": one + bad[:-1] + b"\0", "count": 2, "live": size + 1}
+    yield (
+        "append with another length",
+        good | {"body": one + bad[:-36] + b"\4" + bad[-35:], "count": 2, "live": size + 1},
+    )
+    gone = operations.encode(delete("A"))
+    yield "delete with attributes", good | {"body": one + gone[:8] + b"\1" + gone[9:], "count": 2, "live": 0}
     yield "delete of nothing", good | {"body": operations.encode(delete("Nothing")), "count": 1}
 
 
@@ -156,6 +175,66 @@ def test_authentic_records_that_break_the_format_are_damage(case) -> None:
     image = bytearray(world.image)
     image[at : at + len(raw)] = raw
     assert world.refused(bytes(image)).reason == "store.tampered"
+
+
+SNAPSHOTS = {
+    "kind": {"kind": record.TRANSACTION},
+    "flags": {"flags": 1},
+    "part": {"part": 7},
+    "session": {"session": 77},
+    "sequence": {"sequence": 99},
+    "salt": {"salt": b"\x55" * 16},
+    "previous": {"previous": bytes(32)},
+    "live": {"live": 3},
+    "count": {"count": 9},
+    "body": {"body": b"x" * 60},
+    "class": {"class_index": 8},
+}
+
+
+@pytest.mark.parametrize("which", ["part", "end"])
+@pytest.mark.parametrize("change", SNAPSHOTS, ids=str)
+@pytest.mark.rule("SS-4", "T23")
+def test_authentic_snapshots_that_break_the_format_are_damage(change, which, monkeypatch) -> None:
+    """A bank sealed with the right keys, one field of one record wrong, digest and MAC made to fit."""
+    from cvars.store import snapshot
+
+    world = World(mode=Mode.NONE, size=256 << 10)
+    store = world.boot()
+    store.commit((put("A", b"1"),))
+    real, seen = snapshot.record.seal, []
+
+    def forged(keys, **fields):
+        seen.append(fields["kind"])
+        wanted = record.SNAPSHOT_END if which == "end" else record.SNAPSHOT_PART
+        second = which == "end" or seen.count(record.SNAPSHOT_PART) == 2
+        if fields["kind"] == wanted and second:
+            fields |= SNAPSHOTS[change]
+        return real(keys, **fields)
+
+    monkeypatch.setattr(snapshot.record, "seal", forged)
+    store._compact()
+    monkeypatch.undo()
+    assert seen.count(record.SNAPSHOT_PART) == 2
+    assert world.refused(world.image).reason == "store.tampered"
+
+
+def test_a_snapshot_that_holds_a_variable_twice_or_more_than_the_capacity_is_damage(monkeypatch) -> None:
+    from cvars.store import snapshot
+
+    world = World(mode=Mode.NONE)
+    store = world.boot()
+    store.commit((put("A", b"1"), put("B", b"2")))
+    real = snapshot.encode_put
+    monkeypatch.setattr(snapshot, "encode_put", lambda key, variable: real(put("A", b"").key, variable))
+    store._compact()
+    monkeypatch.undo()
+    assert world.refused(world.image).reason == "store.tampered"
+    world = World(mode=Mode.NONE)
+    store = world.boot()
+    store._variables[put("A", b"").key] = put("A", bytes(store.capacity)).variable
+    store._compact()
+    assert world.refused(world.image).reason == "store.tampered"
 
 
 def test_padding_that_is_not_zero_is_damage() -> None:
