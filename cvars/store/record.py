@@ -115,7 +115,7 @@ def unseal(
         return None
     previous, kind, flags, count, body_bytes, live = _INNER.unpack_from(plain)
     body_end = INNER_BYTES + body_bytes
-    if body_end > len(plain) or plain.count(0, body_end) != len(plain) - body_end:
+    if plain.count(0, body_end) != len(plain) - body_end:  # negative when the length is wrong
         raise Malformed("a record's length is wrong or its padding is not zero")
     if not SESSION <= kind <= CLOSE or flags & ~SECURITY:
         raise Malformed(f"record kind {kind}, flags {flags:#x}")
