@@ -296,3 +296,38 @@ def test_every_compaction_attempt_takes_a_new_generation_even_after_one_that_fai
         store._compact()
     store._compact()
     assert store.generation == before + 2
+
+
+FORGED = {
+    "nothing": {},
+    "medium": {"medium": 2},
+    "mode": {"mode": 5},
+    "bank size": {"bank_size": SMALL},
+    "bank offset": {"bank_offset": SMALL // 2},
+    "image size": {"image_size": SMALL * 2},
+    "frame": {"log2_frame": 10},
+    "key check": {"key_check": bytes(32)},
+    "reserved": {"reserved": bytes(157) + b"\1"},
+}
+
+
+@pytest.mark.parametrize("which", FORGED)
+@pytest.mark.rule("SS-4", "SS-20", "T23")
+def test_a_bank_that_is_whole_but_for_one_field_of_its_header_is_refused(which) -> None:
+    """MAC, chain and snapshot all fit the forged header, as only the key holder could make it."""
+    world = World(mode=Mode.NONE)
+    store = world.boot()
+    store.commit((put("A", b"1"),))
+    log, root = store._log, world.keys().root(1)
+    draft = replace(log.history.header, bank_offset=0, generation=2, base_sequence=9, bank_salt=bytes(32))
+    real = Geometry.of(SMALL, 512)
+    keys = root.bank(generation=2, bank_salt=bytes(32), suite=1, geometry=real, bank_offset=0)
+    built = snapshot.build(replace(draft, **FORGED[which]), keys, real, dict(store.variables), salt=log._salt)
+    bank = built.header.seal(root.header_key) + bytes(4096 - 512) + built.sealed
+    image = bank.ljust(SMALL, b"\0")
+    if which == "nothing":
+        assert dict(world.boot(image).variables) == dict(store.variables)
+        spoiled = image[:600] + b"\1" + image[601:]
+        assert world.refused(spoiled).reason == "store.tampered"
+    else:
+        assert world.refused(image).reason == "store.tampered"
