@@ -1,6 +1,6 @@
 """The store with one named verification removed at a time: a test must fail each time (section 5 item 14).
 
-`python -m tests.mutants.store [NAME…]` copies the tree, applies one mutation, runs the tests that should notice,
+`python -m tests.mutants.store [FIRST] [NAME…]` copies the tree, applies one mutation, runs the tests that should notice,
 and then all of `tests/store` if they did not. Ends 1 when a mutant survives.
 """
 
@@ -397,7 +397,8 @@ def killed_by(tree: Path, tests: list[str]) -> str | None:
 
 
 def main(wanted: list[str]) -> int:
-    chosen = [m for m in MUTANTS if not wanted or any(w in m.name for w in wanted)]
+    first = int(wanted.pop(0)) if wanted and wanted[0].isdigit() else 1
+    chosen = [m for m in MUTANTS if not wanted or any(w in m.name for w in wanted)][first - 1 :]
     survivors = []
     with tempfile.TemporaryDirectory(prefix="cvars-mutants-") as made:
         for number, mutant in enumerate(chosen, 1):
@@ -409,7 +410,7 @@ def main(wanted: list[str]) -> int:
             applied(mutant, tree)
             start = time.monotonic()
             killer = None
-            for name in mutant.tests.split():
+            for name in [*mutant.tests.split(), "checks"]:
                 killer = killer or killed_by(tree, [f"tests/store/test_{name}.py"])
             killer = killer or killed_by(tree, ["tests/store", "tests/model"])
             took = time.monotonic() - start
