@@ -1,12 +1,12 @@
 """The store with one named verification removed at a time: a test must fail each time (section 5 item 14).
 
-`python -m tests.mutants.store [FIRST] [NAME…]` copies the tree, applies one mutation, runs the tests that should notice,
-and then all of `tests/store` if they did not. Ends 1 when a mutant survives.
+`python -m tests.mutants.store [FIRST] [NAME…]` copies the tree, applies one mutation, runs the tests that
+should notice, and then all of `tests/store` if they did not. Ends 1 when a mutant survives.
 """
 
+import importlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -379,27 +379,41 @@ def applied(mutant: Mutant, tree: Path) -> None:
     file.write_text(text.replace(mutant.old, mutant.new))
 
 
+def warm_up() -> None:
+    """Import once what every run needs and no mutant changes; runs are then forked from here."""
+    for name in ("pytest", "hypothesis.stateful", "construct", "nacl.bindings", "rich.console", "typer"):
+        importlib.import_module(name)
+    importlib.import_module("cryptography.hazmat.primitives.ciphers.aead")
+
+
 def killed_by(tree: Path, tests: list[str]) -> str | None:
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests],
-        cwd=tree,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    if done.returncode == 0:
+    """Run ``tests`` of ``tree`` in a child; the first failing test, or None."""
+    said = tree / "said.txt"
+    child = os.fork()
+    if child == 0:
+        with said.open("w") as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+            os.chdir(tree)
+            sys.path.insert(0, str(tree))
+            sys.dont_write_bytecode = True
+            pytest = importlib.import_module("pytest")
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests])
+            sys.stdout.flush()
+        os._exit(int(code))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0:
         return None
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return lines[0].split(" - ")[0] if lines else f"pytest ended {done.returncode}"
+    lines = [line for line in said.read_text().splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return lines[0].split(" - ")[0] if lines else f"pytest ended {code}"
 
 
 def main(wanted: list[str]) -> int:
     first = int(wanted.pop(0)) if wanted and wanted[0].isdigit() else 1
     chosen = [m for m in MUTANTS if not wanted or any(w in m.name for w in wanted)][first - 1 :]
     survivors = []
+    warm_up()
     with tempfile.TemporaryDirectory(prefix="cvars-mutants-") as made:
         for number, mutant in enumerate(chosen, 1):
             tree = Path(made) / "tree"
