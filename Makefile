@@ -39,14 +39,25 @@ test-exhaustive: setup ## the complete versions of sampled tests
 clean: ## remove what set-up and demo made
 	@rm -rf .venv cvars-demo cvars-demo-* build dist bench.json artefacts .pytest_cache .mypy_cache .ruff_cache
 
-LATER := bench-compare docs mutants test-postgres test-guest smi-plugin fuzz soak chaos
+mutants: setup ## remove or change checks one at a time; a test must fail for each (long)
+	@$(PY) -m tests.mutants.store
+	@$(PY) tests/mutants/variables.py
+
+fuzz: setup ## coverage-guided fuzzing, FUZZ_SECONDS (60) for each target
+	@for target in fuzz/fuzz_*.py; do \
+	    case $$target in *_common.py) continue;; esac; \
+	    echo "$$target"; $(PY) $$target --seconds $(FUZZ_SECONDS) || exit 1; \
+	done
+
+test-postgres: setup ## the tests that need PostgreSQL (Debian's package), on a server of their own
+	@./scripts/with-postgres.sh $(PY) -m pytest -q -m postgres tests/broker
+
+FUZZ_SECONDS ?= 60
+LATER := bench-compare docs test-guest smi-plugin soak chaos
 bench-compare: ## compare two bench.json: not yet
 docs: ## build the documentation: not yet
-mutants: ## remove checks one at a time, see tests fail: not yet
-test-postgres: ## the tests that need PostgreSQL: not yet
 test-guest: ## a real OVMF and Linux as the guest: not yet
 smi-plugin: ## build the QEMU plugin: not yet
-fuzz: ## coverage-guided fuzzing: not yet
 soak: ## hours of load: not yet
 chaos: ## failures under load: not yet
 $(LATER):
