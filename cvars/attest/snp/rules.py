@@ -4,6 +4,7 @@ Each rule is one function over `Facts`; removing one from `RULES` makes exactly 
 tests do. Appraisal against a policy is `cvars.attest.snp.policy`.
 """
 
+import hashlib
 import hmac
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ class Facts:
     pinned: Root | None = None
     crl_data: bytes | None = None
     unreadable: str = ""
+    runtime: bytes | None = None
     crl: Crl | None = field(default=None)
 
     @property
@@ -331,9 +333,14 @@ def _tcb_order(facts: Facts) -> str:
 
 
 def _binding(facts: Facts) -> str:
+    report = facts.report
+    if facts.runtime is not None:  # an HCL envelope: the report is about the JSON beside it (2.7, form 4)
+        wanted = hashlib.sha256(facts.runtime).digest() + bytes(32)
+        if not hmac.compare_digest(wanted, report.report_data):
+            raise Refused("REPORT_DATA is not the hash of the envelope's runtime data")
     if facts.report_data is None:
         raise Skipped("no report data was expected")
-    if not hmac.compare_digest(facts.report_data, facts.report.report_data):
+    if not hmac.compare_digest(facts.report_data, report.report_data):
         raise Refused("REPORT_DATA is not this session's")
     return "REPORT_DATA is this session's"
 
@@ -373,7 +380,7 @@ def verify_snp(
     except ValueError as wrong:
         return rejected("snp", "SNP-FMT", str(wrong))
     facts = _gather(evidence, report, roots=roots, library=library, crl=crl, at=at)
-    facts.report_data = report_data
+    facts.report_data, facts.runtime = report_data, evidence.runtime
     facts.versions = KNOWN_VERSIONS | {v for v in extra_versions if v > max(KNOWN_VERSIONS)}
     checks = evaluate(RULES, facts, stop=True)
     domain = facts.pinned.domain if facts.pinned and genuine(checks) else None
