@@ -29,6 +29,8 @@ MAX_PEM_BUNDLE: Final = 16  # certificates in one PEM text
 SIMULATION_OID: Final = "2.25.1668702578"
 SIMULATED: Final = "SIMULATED HARDWARE"
 
+_LINE_ENDS: Final = b"\r\n"
+
 COMMON_NAME: Final = "2.5.4.3"
 ORGANIZATION: Final = "2.5.4.10"
 BASIC_CONSTRAINTS: Final = "2.5.29.19"
@@ -332,7 +334,9 @@ def load_crl(data: bytes) -> Crl:
 
 
 def read_pem(text: bytes, *, label: str = "CERTIFICATE", limit: int = MAX_PEM_BUNDLE) -> list[bytes]:
-    """The DER bodies of a PEM text, in order; NUL bytes and white space at the end are allowed.
+    """The DER bodies of a PEM text, in order; line ends between them and NUL bytes at the end are allowed.
+
+    Strict, so that no bit of the text is free: no other white space, no base64 that decodes to the same.
 
     Raises:
         DerError: text between the blocks, more than ``limit`` of them, or bad base64.
@@ -340,7 +344,7 @@ def read_pem(text: bytes, *, label: str = "CERTIFICATE", limit: int = MAX_PEM_BU
     if len(text) > MAX_PEM_TEXT:
         raise DerError(f"PEM text of {len(text)} bytes")
     begin, end = f"-----BEGIN {label}-----".encode(), f"-----END {label}-----".encode()
-    rest = text.rstrip(b"\0").strip()
+    rest = text.rstrip(b"\0").strip(_LINE_ENDS)
     out: list[bytes] = []
     while rest:
         if len(out) == limit:
@@ -349,10 +353,13 @@ def read_pem(text: bytes, *, label: str = "CERTIFICATE", limit: int = MAX_PEM_BU
         if not rest.startswith(begin) or not found:
             raise DerError(f"not a PEM {label}")
         try:
-            out.append(base64.b64decode(b"".join(body.split()), validate=True))
+            joined = body.translate(None, _LINE_ENDS)
+            out.append(base64.b64decode(joined, validate=True))
         except binascii.Error:
             raise DerError("PEM body is not base64") from None
-        rest = after.strip()
+        if base64.b64encode(out[-1]) != joined:
+            raise DerError("PEM body is not canonical base64")
+        rest = after.strip(_LINE_ENDS)
     return out
 
 

@@ -18,7 +18,7 @@ from cvars.attest.snp.products import Tcb
 from cvars.attest.snp.report import SnpReport, build_report
 from cvars.attest.tdx.tcb import STATUSES, Level, Status, match_level, worst
 from tests.attest.conftest import NOW
-from tests.attest.test_bit_flips import case_of, pem_free_bits
+from tests.attest.test_bit_flips import case_of
 
 svn = st.integers(0, 255) | st.sampled_from([9, 10, 11])
 
@@ -123,7 +123,6 @@ def edit_everything(vectors, real_roots, rng, count):
         case = case_of(folder, name)
         files = {kind: (folder / path).read_bytes() for kind, path in case["files"].items()}
         at = datetime.fromtimestamp(case["evaluate_at"], UTC)
-        free = {bit // 8 for bit in pem_free_bits(files["quote"])} if "quote" in files else set()
         for _ in range(count):
             data = random_edits(rng, files.get("report") or files["quote"])
             if "report" in files:
@@ -132,16 +131,15 @@ def edit_everything(vectors, real_roots, rng, count):
                 evidence = read_tdx(data, files["collateral"])
             result = verify(evidence, roots=real_roots, at=at, report_data=None)
             json.dumps(result.as_json())
-            if result.authentic:  # white space between certificates, or an edit that undid itself
+            if result.authentic:  # an edit that undid itself, another number of line ends, or more zero padding
                 original = files.get("report") or files["quote"]
-                differs = {i for i, (a, b) in enumerate(zip(data, original, strict=False)) if a != b}
-                assert data == original or differs <= free or meaningless(data, original)
+                assert data == original or meaningless(data, original)
             made += 1
     return made
 
 
 def meaningless(data, original):
-    """The same certificates and signed bytes: only white space of the PEM text, or zero padding, differs."""
+    """The same certificates and signed bytes: only line ends of the PEM text, or zero padding, differ."""
     from cvars.attest.certificates import read_pem
     from cvars.attest.tdx.quote import parse_quote
 
