@@ -1,5 +1,6 @@
 import pytest
 
+from svsm_bridge.transports.client import GuestClient
 from svsm_bridge.transports.socket import SocketServer, listen
 from tests.bridge.support import Box, Notebook
 
@@ -45,3 +46,16 @@ def serve(tmp_path):
         thread.join(10)
         assert not thread.is_alive()
         assert server.wait_closed()
+
+
+@pytest.fixture
+def server(serve):
+    return serve(Notebook())
+
+
+@pytest.fixture
+def guest(server):
+    made = GuestClient.start(server.path)
+    made.path = server.path
+    yield made
+    made.close()
