@@ -167,6 +167,8 @@ class VariableService:
         for measurement in done.measurements:
             if self._measure is not None:
                 self._measure(measurement)
+            if self._trace is tracing.silent:
+                continue
             self._trace(
                 tracing.MeasurementOffered(
                     pcr=SECURE_BOOT_PCR,

@@ -7,6 +7,7 @@ from typing import Final
 from cryptography import x509
 
 from cvars.variables import chain, descriptor, enhanced, pins, pkcs7, siglist
+from cvars.variables.certificates import der_of, load
 from cvars.variables.descriptor import Descriptor
 from cvars.variables.enhanced import EnhancedHead
 from cvars.variables.model import NO_TIME, Key, Variable
@@ -125,7 +126,7 @@ def _judge_pk(state: State, request: SetVariable, head: Descriptor) -> None:
     if not state.profile.wants_self_signed_pk:
         return
     signer = _signer(state, request, head)
-    if not hmac.compare_digest(chain.der(signer), first):
+    if not hmac.compare_digest(der_of(signer), first):
         raise SecurityViolation("the new PK is not signed by itself")  # R71
 
 
@@ -139,14 +140,14 @@ def _first_certificate(payload: bytes) -> bytes | None:
         return None
     if header.SignatureSize <= siglist.OWNER or siglist.HEADER + header.SignatureSize > len(payload):
         return None
-    return first if siglist.load(first) is not None else None
+    return first if load(first) is not None else None
 
 
 def _is_platform_key(state: State, signer: x509.Certificate) -> bool:
     """Byte equality with the current PK; a certificate issued by it is not it (R71, R80, P16)."""
-    current = state.table.find(PK)
+    current, mine = state.table.find(PK), der_of(signer)
     return current is not None and any(
-        hmac.compare_digest(chain.der(signer), der) for der in siglist.certificates(current.data)
+        hmac.compare_digest(mine, der) for der in siglist.certificates(current.data)
     )
 
 
@@ -159,11 +160,10 @@ def _signed_by_key_owner(
     if _is_platform_key(state, signer):
         return
     anchors = [
-        certificate
+        der
         for owner in ((KEK, DBR) if with_recovery else (KEK,))
         if (held := state.table.find(owner)) is not None
         for der in siglist.certificates(held.data)
-        if (certificate := siglist.load(der)) is not None
     ]
     if not chain.reaches(signer, anchors, message.certificates, rsa_floor=state.profile.rsa_floor):
         raise SecurityViolation("the signer is neither PK nor does it chain to KEK")  # R71

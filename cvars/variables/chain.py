@@ -5,9 +5,8 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from cvars.variables.pkcs7 import usable_key
+from cvars.variables.certificates import der_of, load, usable_key
 
 MAX_DEPTH: Final = 8  # certificates of one path
 MAX_ATTEMPTS: Final = 24  # signature checks of one path search
@@ -15,19 +14,14 @@ MAX_ATTEMPTS: Final = 24  # signature checks of one path search
 _HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 
-def der(certificate: x509.Certificate) -> bytes:
-    """Its DER."""
-    return certificate.public_bytes(Encoding.DER)
-
-
 def issued(issuer: x509.Certificate, subject: x509.Certificate, *, rsa_floor: int) -> bool:
     """Say whether ``issuer`` signed ``subject``: names match, RSA and SHA-2 only (R70, P15)."""
-    if subject.issuer != issuer.subject or usable_key(issuer, rsa_floor=rsa_floor) is None:
-        return False
+    if usable_key(issuer, rsa_floor=rsa_floor) is None:
+        return False  # R69
     try:
         if not isinstance(subject.signature_hash_algorithm, _HASHES):
             return False
-        subject.verify_directly_issued_by(issuer)
+        subject.verify_directly_issued_by(issuer)  # names, too
     except Exception:  # a bad signature, or an algorithm that nobody here knows: not issued
         return False
     return True
@@ -44,36 +38,39 @@ def is_ca(certificate: x509.Certificate) -> bool:
 
 def reaches(
     signer: x509.Certificate,
-    anchors: Sequence[x509.Certificate],
+    anchors: Sequence[bytes],
     bag: Sequence[x509.Certificate],
     *,
     rsa_floor: int,
 ) -> bool:
-    """Say whether ``signer`` is one of ``anchors`` or chains to one, through ``bag`` (R70).
+    """Say whether ``signer`` is one of ``anchors`` (DER) or chains to one, through ``bag`` (R70).
 
     An anchor may be an intermediate or a leaf; every other issuer must be a CA.
     """
-    trusted = {der(anchor) for anchor in anchors}
+    trusted = set(anchors)
+    if der_of(signer) in trusted:
+        return True
+    loaded = [certificate for anchor in anchors if (certificate := load(anchor)) is not None]
     attempts = 0
-    paths = [(signer, frozenset({der(signer)}))]
+    paths = [(signer, frozenset({der_of(signer)}))]
     while paths:
         current, passed = paths.pop()
-        if der(current) in trusted:
-            return True
         if len(passed) >= MAX_DEPTH:
-            continue
-        for candidates, is_anchor in ((bag, False), (anchors, True)):
-            for issuer in candidates:
-                identity = der(issuer)
-                if identity in passed or issuer.subject != current.issuer:
-                    continue
-                if not is_anchor and identity not in trusted and not is_ca(issuer):
-                    continue
-                attempts += 1
-                if attempts > MAX_ATTEMPTS:
-                    return False
-                if issued(issuer, current, rsa_floor=rsa_floor):
-                    paths.append((issuer, passed | {identity}))
+            continue  # R15
+        for issuer in (*loaded, *bag):
+            identity = der_of(issuer)
+            if identity in passed or issuer.subject != current.issuer:
+                continue
+            is_anchor = identity in trusted
+            if not is_anchor and not is_ca(issuer):
+                continue  # R70
+            attempts += 1
+            if attempts > MAX_ATTEMPTS:
+                return False  # R15
+            if issued(issuer, current, rsa_floor=rsa_floor):
+                if is_anchor:
+                    return True
+                paths.append((issuer, passed | {identity}))
     return False
 
 
@@ -85,17 +82,17 @@ def top_of(
     Where two carried certificates could continue the path, the one with the smaller DER is taken, so that
     the order in the message does not matter (P40).
     """
-    current, passed, attempts = signer, {der(signer)}, 0
+    current, passed, attempts = signer, {der_of(signer)}, 0
     while len(passed) <= MAX_DEPTH:
-        for issuer in sorted((c for c in bag if c.subject == current.issuer), key=der):
-            if der(issuer) in passed or not is_ca(issuer):
+        for issuer in sorted((c for c in bag if c.subject == current.issuer), key=der_of):
+            if der_of(issuer) in passed or not is_ca(issuer):
                 continue
             attempts += 1
             if attempts > MAX_ATTEMPTS:
-                return None
+                return None  # R15
             if issued(issuer, current, rsa_floor=rsa_floor):
                 current = issuer
-                passed.add(der(issuer))
+                passed.add(der_of(issuer))
                 break
         else:
             return current

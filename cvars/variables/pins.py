@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from cvars.variables import chain
+from cvars.variables.certificates import der_of
 from cvars.variables.pkcs7 import Message
 from cvars.variables.profile import PinKind
 from cvars.variables.refusals import SecurityViolation
@@ -47,7 +48,7 @@ def pin_of(kind: PinKind, signer: x509.Certificate, message: Message, *, rsa_flo
     """
     name = common_name(signer)
     if kind is PinKind.LAST:
-        last = hashlib.sha256(chain.der(message.certificates[-1])).digest()
+        last = hashlib.sha256(der_of(message.certificates[-1])).digest()
         return encode_pin(kind, "sha256", hashlib.sha256(name + last).digest())
     top: x509.Certificate | None = signer
     if kind is PinKind.TOP:

@@ -13,16 +13,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
+from cvars.variables.certificates import load, usable_key
 from cvars.variables.refusals import SecurityViolation
 
 MAX_CERTIFICATES: Final = 16  # carried by one message (R15)
 MAX_ATTRIBUTES: Final = 16  # signed attributes (R15)
-MAX_RSA_BITS: Final = 4096
-MAX_EXPONENT_BITS: Final = 33
-MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 
 OID_DATA: Final = x509.ObjectIdentifier("1.2.840.113549.1.7.1")
 OID_SIGNED_DATA: Final = x509.ObjectIdentifier("1.2.840.113549.1.7.2")
@@ -84,12 +81,12 @@ class SignerInfo:
 
 @asn1.sequence
 class SignedData:
-    """RFC 2315 9.1. Certificates keep the order of the message, which no rule depends on (R70)."""
+    """RFC 2315 9.1. Certificates are loaded one by one; no rule depends on their order (R70)."""
 
     version: int
     digest_algorithms: asn1.SetOf[AlgorithmIdentifier]
     content_info: DetachedContent
-    certificates: Annotated[list[x509.Certificate] | None, asn1.Implicit(0)]
+    certificates: Annotated[list[asn1.TLV] | None, asn1.Implicit(0)]
     crls: Annotated[list[asn1.TLV] | None, asn1.Implicit(1)]
     signer_infos: asn1.SetOf[SignerInfo]
 
@@ -147,9 +144,10 @@ def parse(der: bytes, *, allows_signed_attributes: bool = True) -> Message:
     encryption = info.digest_encryption_algorithm.algorithm
     if encryption != OID_RSA and encryption.dotted_string != combined:
         raise SecurityViolation("signature is not RSASSA-PKCS1-v1_5")  # R67
-    certificates = data.certificates or []
-    if len(certificates) > MAX_CERTIFICATES:
-        raise SecurityViolation(f"{len(certificates)} certificates")  # R15
+    carried = data.certificates or []
+    if len(carried) > MAX_CERTIFICATES:
+        raise SecurityViolation(f"{len(carried)} certificates")  # R15
+    certificates = [load(_whole(tlv)) for tlv in carried]
     attributes = None
     if info.authenticated_attributes is not None:
         if not allows_signed_attributes:
@@ -158,10 +156,20 @@ def parse(der: bytes, *, allows_signed_attributes: bool = True) -> Message:
         if len(attributes) > MAX_ATTRIBUTES:
             raise SecurityViolation(f"{len(attributes)} signed attributes")  # R15
     sid = info.issuer_and_serial_number
-    if not all(readable(certificate) for certificate in certificates):
+    readable = tuple(c for c in certificates if c is not None)
+    if len(readable) != len(certificates):
         raise SecurityViolation("a certificate that cannot be read")  # R66
-    signers = tuple(c for c in certificates if c.serial_number == sid.serial_number and c.issuer == sid.issuer)
-    return Message(signers, tuple(certificates), digest, info.encrypted_digest, attributes)
+    signers = tuple(c for c in readable if c.serial_number == sid.serial_number and c.issuer == sid.issuer)
+    return Message(signers, readable, digest, info.encrypted_digest, attributes)
+
+
+def _whole(tlv: asn1.TLV) -> bytes:
+    """The DER that ``tlv`` was decoded from: the decoder accepts the shortest length form only."""
+    size = len(tlv.data)
+    if size < 0x80:
+        return tlv.tag_bytes + bytes([size]) + tlv.data
+    length = size.to_bytes(-(-size.bit_length() // 8), "big")
+    return tlv.tag_bytes + bytes([0x80 | len(length)]) + length + tlv.data
 
 
 def _decode(der: bytes) -> SignedData:
@@ -181,26 +189,6 @@ def _begins_with_integer(der: bytes) -> bool:
     first_length = der[1] if len(der) > 1 else 0
     inner = 2 + (first_length & 0x7F if first_length & 0x80 else 0)
     return der[inner : inner + 1] == b"\x02"
-
-
-def readable(certificate: x509.Certificate) -> bool:
-    """Say whether the parts that are decoded late, names and serial number, can be decoded at all."""
-    try:
-        _ = certificate.subject, certificate.issuer, certificate.serial_number
-    except Exception:  # whatever the decoder raises
-        return False
-    return True
-
-
-def usable_key(certificate: x509.Certificate, *, rsa_floor: int) -> RSAPublicKey | None:
-    """The RSA key of ``certificate``, if it is within the bounds of R69 and R15, else None."""
-    try:
-        key = certificate.public_key()
-    except Exception:  # unsupported or malformed key: unusable, whatever the reason
-        return None
-    if not isinstance(key, RSAPublicKey) or not rsa_floor <= key.key_size <= MAX_RSA_BITS:
-        return None
-    return key if key.public_numbers().e.bit_length() <= MAX_EXPONENT_BITS else None
 
 
 def verify(message: Message, content: bytes, signer: x509.Certificate, *, rsa_floor: int) -> bool:

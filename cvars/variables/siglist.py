@@ -6,14 +6,13 @@ Source: UEFI 2.10 32.4.1. Little-endian, packed; sizes in bytes.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
 from construct import Bytes, Int32ul, Struct
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from cvars.variables.certificates import load
 from cvars.variables.names import guid
 from cvars.variables.profile import Profile
 from cvars.variables.refusals import InvalidParameter
@@ -155,18 +154,6 @@ def certificates(data: bytes) -> list[bytes]:
         return [der for one in parse(data) for der in one.certificates]
     except InvalidParameter:
         return []
-
-
-@lru_cache(maxsize=256)
-def load(der: bytes) -> x509.Certificate | None:
-    """The certificate, or None when it is not one. Cached: the same few are read at every update."""
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        # names and key are decoded late: here, so that nothing fails later (P08)
-        _ = certificate.public_key(), certificate.subject, certificate.issuer, certificate.serial_number
-    except Exception:  # whatever the decoder raises
-        return None
-    return certificate
 
 
 def _holds_key(der: bytes, *, rsa_only: bool) -> bool:
