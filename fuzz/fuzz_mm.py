@@ -8,6 +8,7 @@ Every message is answered within its length or is a call error; what is stored c
 
 import sys
 from pathlib import Path
+from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -21,8 +22,8 @@ with instrumented():
     from svsm_bridge.errors import CallError
 
 from tests.mm.kit import POLICY, VARIABLE, entry, following, get, message, policy, put
-from tests.variables.kit import A
 
+A = UUID(int=0xA)
 GUIDS = (VARIABLE, VARIABLE, VARIABLE, POLICY, EVENT_END_OF_DXE, EVENT_EXIT_BOOT_SERVICES)
 
 

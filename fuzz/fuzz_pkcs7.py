@@ -16,10 +16,11 @@ from fuzz.engine import instrumented, run
 
 with instrumented():
     from cvars.variables import certificates, chain, descriptor, enhanced, pins, pkcs7, siglist
+    from cvars.variables.model import Key
     from cvars.variables.profile import SPEC
     from cvars.variables.refusals import InvalidParameter, SecurityViolation, Unsupported
 
-from tests.variables.kit import key
+from tests.variables import pki
 from tests.variables.pki import auth, esl, signed_data, signer
 
 CONTENT = b"content"
@@ -55,7 +56,7 @@ def corpus() -> list[bytes]:
         signed_data(CONTENT, leaf, extra=[root]),
         signed_data(CONTENT, leaf, wrapped=False),
         signed_data(CONTENT, leaf, attributes=True),
-        auth(leaf, key("V"), b"payload"),
+        auth(leaf, Key(pki.OWNER, "V"), b"payload"),
         esl(root.der) + esl(bytes(32), kind=siglist.SHA256),
         root.der,
     ]

@@ -27,6 +27,8 @@ from cvars.variables.names import (
     AW,
     BS,
     CERT_DB,
+    CUSTOM,
+    ENABLE,
     HR,
     KEY_STORES,
     NV,
@@ -157,6 +159,8 @@ def _judge_unlabelled(exchange: Exchange, memory: Memory, *, walk: bool | None) 
         case Function.SET_VARIABLE:
             if exchange.capacity_sensitive and EfiStatus.OUT_OF_RESOURCES in (ours.status, recorded.status):
                 return Judgement(exchange, Verdict.CAPACITY)
+    if exchange.presence_configured and key in (ENABLE, CUSTOM):
+        return Judgement(exchange, Verdict.CORRECTION, "R87: the recorder's configuration")
     if key is not None and key in memory.settled:
         rule = memory.settled[key]
         if rule == "capacity":

@@ -18,7 +18,8 @@ from cvars.mm.service import VariableService
 from cvars.mm.variable import HEAD, decode_char16
 from cvars.variables.limits import DEFAULT_LIMITS, Limits
 from cvars.variables.model import Journal, Key, Variable
-from cvars.variables.names import MM_POLICY, MM_VARIABLE, guid
+from cvars.variables.modes import ON, STORED
+from cvars.variables.names import ENABLE, MM_POLICY, MM_VARIABLE, guid
 from cvars.variables.profile import Profile
 from cvars.variables.state import State
 from svsm_bridge import errors
@@ -135,6 +136,7 @@ class Exchange:
     walk: bool = False
     capacity_sensitive: bool = False
     fresh: bool = False  # the first call of a scenario
+    presence_configured: bool = False  # the recorder's options decided about SecureBootEnable or CustomMode
 
     @property
     def equal(self) -> bool:
@@ -209,12 +211,13 @@ def _keep_nothing(_journal: Journal) -> None:
 def play_scenario(scenario: Scenario, profile: Profile, store: Mapping[Key, Variable]) -> Iterator[Exchange]:
     """Run one scenario on a fresh service; ``store`` is what it starts with where the scenario says nothing."""
     machine = Machine(profile)
-    capacity_sensitive = False
+    capacity_sensitive = presence = False
     fresh = True
     for operation in scenario.operations:
         match operation.op:
             case "start":
                 capacity_sensitive = operation.config.get("capacity_sensitive") is True
+                presence = any(operation.config.get(f) for f in ("force_secure_boot", "disable_custom_mode"))
                 machine = Machine(profile)
                 machine.start(_preset(operation) or store)
                 fresh = True
@@ -243,14 +246,20 @@ def play_scenario(scenario: Scenario, profile: Profile, store: Mapping[Key, Vari
                     walk=operation.note.startswith("walk"),
                     capacity_sensitive=capacity_sensitive,
                     fresh=fresh,
+                    presence_configured=presence,
                 )
                 fresh = False
 
 
 def _preset(operation: Operation) -> dict[Key, Variable] | None:
     store: Any = operation.config.get("store")
-    if store is None:
-        return None
+    if operation.config.get("force_secure_boot"):
+        enabled = {ENABLE: Variable(STORED, ON)}
+        return enabled | (_preset_store(store, operation) if store is not None else {})
+    return None if store is None else _preset_store(store, operation)
+
+
+def _preset_store(store: Any, operation: Operation) -> dict[Key, Variable]:  # noqa: ANN401 - parsed JSON
     if isinstance(store, list):
         store = {"version": qemu_json.VERSION, "variables": store}
     return qemu_json.from_document(store, where=f"{operation.scenario} step {operation.step}").variables

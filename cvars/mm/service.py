@@ -43,6 +43,7 @@ _EVENTS: dict[UUID, Request] = {
     EVENT_READY_TO_BOOT: ReadyToBoot(is_event=True),
     EVENT_EXIT_BOOT_SERVICES: ExitBootServices(),
 }
+_PHASES = (EndOfDxe, ReadyToBoot, ExitBootServices)
 _UNKNOWN: dict[str, type[errors.CallError]] = {
     "INVALID_REQUEST": errors.InvalidRequest,
     "UNSUPPORTED_CALL": errors.UnsupportedCall,
@@ -149,6 +150,9 @@ class VariableService:
             try:
                 self._commit(done.journal)
             except VariableError:
+                if isinstance(request, _PHASES):  # a lock engages even if the store fails (R16, R17)
+                    self._state = replace(done.state, in_doubt=True)
+                    return None
                 self._state = replace(before, in_doubt=True)  # R14, R54
                 raise
         if done.state is not before:

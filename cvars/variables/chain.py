@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from cvars.variables.certificates import der_of, load, usable_key
 
 MAX_DEPTH: Final = 8  # certificates of one path
+MAX_ANCHORS: Final = 64  # that issue others; all of them are compared with the signer itself
 MAX_ATTEMPTS: Final = 24  # signature checks of one path search
 
 _HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
@@ -50,7 +51,7 @@ def reaches(
     trusted = set(anchors)
     if der_of(signer) in trusted:
         return True
-    loaded = [certificate for anchor in anchors if (certificate := load(anchor)) is not None]
+    loaded = [certificate for anchor in anchors[:MAX_ANCHORS] if (certificate := load(anchor)) is not None]
     attempts = 0
     paths = [(signer, frozenset({der_of(signer)}))]
     while paths:

@@ -66,7 +66,7 @@ class InfoTooSmall(BufferTooSmall):
 
 def register_policy(state: State, request: RegisterPolicy) -> Step:
     """Command 3."""
-    policies = register(state.policies, request.entry, profile=state.profile, most=state.limits.max_policies)
+    policies = register(state.policies, request.entry, profile=state.profile, limits=state.limits)
     return Step(replace(state, policies=policies))
 
 
@@ -169,7 +169,7 @@ def lock_variable(state: State, request: LockVariable) -> Step:
             "Padding": bytes(3),
         }
     )
-    policies = register(state.policies, header + name, profile=state.profile, most=state.limits.max_policies)
+    policies = register(state.policies, header + name, profile=state.profile, limits=state.limits)
     return Step(replace(state, policies=policies))
 
 

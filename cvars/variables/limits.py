@@ -49,6 +49,7 @@ class Limits:
     max_hr: int = CLASS_LIMIT
     max_variables: int = 1024
     max_policies: int = 512
+    max_policy_bytes: int = 128 * 1024
     max_properties: int = 256
     reserved: int = 0
     boot_reserve: int = 0

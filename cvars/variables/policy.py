@@ -12,6 +12,7 @@ from uuid import UUID
 
 from construct import Bytes, Int8ul, Int16ul, Int32ul, Struct
 
+from cvars.variables.limits import Limits
 from cvars.variables.model import Key, Variable
 from cvars.variables.names import guid
 from cvars.variables.profile import Profile
@@ -188,8 +189,8 @@ def parse_entry(raw: bytes, *, locked: bool, profile: Profile) -> PolicyEntry:
     )
 
 
-def register(table: PolicyTable, raw: bytes, *, profile: Profile, most: int) -> PolicyTable:
-    """Add the entry that ``raw`` begins with (R103, R104). ``most``: the bound of the table (R15)."""
+def register(table: PolicyTable, raw: bytes, *, profile: Profile, limits: Limits) -> PolicyTable:
+    """Add the entry that ``raw`` begins with (R103, R104); number and bytes of all entries are bounded (R15)."""
     entry = parse_entry(raw, locked=table.locked, profile=profile)
     if not table.enabled and not profile.registers_while_disabled:
         raise Unsupported("the policy is disabled")  # R104
@@ -198,8 +199,10 @@ def register(table: PolicyTable, raw: bytes, *, profile: Profile, most: int) -> 
             continue
         if "#" not in entry.name or not profile.repeats_wildcards:
             raise AlreadyStarted("this name has a policy")  # R104
-    if len(table.entries) >= most:
-        raise OutOfResources(f"{most} policies are registered")  # R104
+    if len(table.entries) >= limits.max_policies:
+        raise OutOfResources("too many policies")  # R104
+    if sum(len(other.raw) for other in table.entries) + len(entry.raw) > limits.max_policy_bytes:
+        raise OutOfResources("too many bytes of policies")  # R104, R15
     return table.with_entry(entry)
 
 

@@ -25,6 +25,7 @@ EFI_SIGNATURE_LIST: Final = Struct(
 )  # 0x1C bytes; then the header and the entries {SignatureOwner 16, SignatureData}
 HEADER: Final = EFI_SIGNATURE_LIST.sizeof()
 OWNER: Final = 16
+MAX_CERTIFICATES: Final = 64  # of one payload: each is parsed (R15)
 _FAST: Final = struct.Struct("<16sIII")  # the same declaration; a test proves it
 
 X509: Final = UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
@@ -106,6 +107,7 @@ def check(data: bytes, *, is_pk: bool, profile: Profile) -> tuple[SignatureList,
         InvalidParameter: R73.
     """
     lists = parse(data)
+    certificates_seen = 0
     for one in lists:
         if one.type not in DATA_BYTES:
             raise InvalidParameter(f"unknown signature type {one.type}")  # R73
@@ -115,6 +117,9 @@ def check(data: bytes, *, is_pk: bool, profile: Profile) -> tuple[SignatureList,
         if not one.entries and profile.refuses_empty_lists:
             raise InvalidParameter("signature list without entries")  # R73
         for der in one.certificates:
+            certificates_seen += 1
+            if certificates_seen > MAX_CERTIFICATES:
+                raise InvalidParameter("too many X.509 entries in one payload")  # R15
             if not _holds_key(der, rsa_only=profile.wants_rsa_entries):
                 raise InvalidParameter("X.509 entry is not a certificate with an RSA key")  # R73
     if len(lists) > 1 and not profile.allows_many_lists:

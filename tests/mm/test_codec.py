@@ -13,8 +13,10 @@ from cvars.errors import DeviceError, EfiStatus, StoreTampered
 from cvars.mm.layouts import Function
 from cvars.mm.service import VariableService
 from cvars.trace import Recorder
-from cvars.variables import PROFILES, SPEC
+from cvars.variables import PROFILES, SPEC, names
+from cvars.variables.model import Variable
 from cvars.variables.names import EVENT_END_OF_DXE, EVENT_EXIT_BOOT_SERVICES, EVENT_READY_TO_BOOT
+from cvars.variables.profile import MorSource
 from cvars.variables.state import Phase
 from svsm_bridge import errors
 from tests.mm.kit import (
@@ -252,6 +254,23 @@ def test_R14_success_waits_for_the_store_and_a_failure_changes_nothing():
     fail = StoreTampered("stop")
     with pytest.raises(StoreTampered):
         svc.handle(VARIABLE, put(A, "V", 7, b"3"))
+
+
+@pytest.mark.rule("R14", "R16", "R17")
+def test_R17_locks_engage_even_when_the_store_fails():
+    def fail(_journal):
+        raise DeviceError("the medium said no")
+
+    mor = names.MOR
+    for event, way in ((EVENT_END_OF_DXE, None), (EVENT_EXIT_BOOT_SERVICES, None), (None, 5), (None, 6)):
+        svc = VariableService({mor: Variable(7, b"\0")}, profile=replace(SPEC, mor=MorSource.ABSENT), commit=fail)
+        if way is None:
+            assert svc.handle(event, b"") == b""
+        else:
+            assert status_of(ask(svc, message(way))) == 0
+        assert svc.state.armed
+        assert svc.state.policies.locked
+        assert svc.state.in_doubt
 
 
 @pytest.mark.rule("R13", "R15", "P03", "P08", "P09")

@@ -363,6 +363,25 @@ def test_R15_P09_long_and_crowded_chains_are_given_up():
         write(guest, KEK_OWNER, DB, HASHES[2], when=time(2025), extra=[*crowd, STRANGER])  # 17 certificates
 
 
+@pytest.mark.rule("R15", "P09")
+def test_R15_P09_payloads_full_of_certificates_are_bounded():
+    import time as clock
+
+    small = [signer(0, f"n{n}", bits=1024).der for n in range(65)]
+    guest = Guest()
+    write(guest, None, DB, b"".join(map(esl, small[:64])))
+    with refused("INVALID_PARAMETER", guest):
+        write(guest, None, DB, b"".join(map(esl, small)), when=time(2025))
+    write(guest, None, KEK, b"".join(map(esl, small[:64])))
+    more = [signer(0, f"m{n}", bits=1024).der for n in range(50)]
+    write(guest, None, KEK, b"".join(map(esl, more)), AUTH | APPEND)
+    write(guest, PK_OWNER, PK, esl(PK_OWNER.der))
+    begin = clock.process_time()
+    with refused("SECURITY_VIOLATION", guest):
+        write(guest, STRANGER, DB, HASHES[0], when=time(2030))
+    assert clock.process_time() - begin < 0.05  # making the signature included
+
+
 # --- private variables -----------------------------------------------------------------------------
 
 

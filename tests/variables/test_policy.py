@@ -1,6 +1,7 @@
 """Variable policy, LockVariable and properties (R101..R113, P28)."""
 
 import struct
+import time
 
 import pytest
 
@@ -159,6 +160,9 @@ def test_R104_P28_registering():
         register(small, entry(A, "3"))
     with refused("ALREADY_STARTED", small):
         register(small, entry(A, "2"))
+    tight = register(Guest(limits=Limits(max_policy_bytes=100)), entry(A, "1"), entry(A, "2"))
+    with refused("OUT_OF_RESOURCES", tight):
+        register(tight, entry(A, "3"))
     locked = register(Guest(), entry(A, "V"))
     locked.ask(LockPolicies())
     for bad, status in (
@@ -515,6 +519,19 @@ def test_R113_properties():
         guest.set("Boot0001", b"1")
     guest.set("Boot0001", b"123")
     guest.set("Boot000g", b"1")
+
+
+@pytest.mark.rule("R15", "P09")
+def test_R15_P09_the_worst_table_of_wildcards_costs_little():
+    guest = Guest()
+    long = "V" * 7000
+    with refused("OUT_OF_RESOURCES"):
+        for number in range(600):
+            register(guest, entry(A, long[: 6000 + number] + "#" * 255 + long[: 1000 - number]))
+    guest.end_of_dxe()
+    begin = time.process_time()
+    guest.set(long[:6000] + "0" * 255 + long[:1000], b"x")
+    assert time.process_time() - begin < 0.010
 
 
 @pytest.mark.rule("R15", "P09")
