@@ -132,6 +132,8 @@ def _checked(call: Call, *, single: bool) -> Wanted:
         raise InvalidParameter(f"nonce of {nonce_size} bytes")
     if nonce_gpa % PAGE + nonce_size > PAGE:
         raise InvalidParameter("the nonce crosses a page")
+    if nonce_gpa < gpa + size and gpa < nonce_gpa + nonce_size:  # its bytes would be read twice (S22)
+        raise InvalidParameter("the nonce overlaps the operation")
     nonce = _read(call, nonce_gpa, nonce_size, "nonce")
     wanted = None
     if chosen is not None:

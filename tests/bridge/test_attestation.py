@@ -228,6 +228,18 @@ def test_B51_nonces_that_cannot_be_read(abox, profile, where):
     assert (rax, sizes) == (INVALID_PARAMETER, early(profile))
 
 
+@pytest.mark.rule("S22", "P01")
+@pytest.mark.parametrize("shift", [-63, -1, 0, 8, 0x3F, 0x57])
+def test_B51_a_nonce_that_overlaps_its_operation(abox, profile, shift):
+    """Found by B65: the operation's bytes would be fetched again as the nonce."""
+    raw = operation(nonce=SCRATCH + 0x100 + shift, single=(UEFI_MM_GUID, 0))
+    assert attest(abox, at=SCRATCH + 0x100, raw=raw) == (INVALID_PARAMETER, early(profile, SCRATCH + 0x100))
+    for beside in (SCRATCH + 0x100 - 64, SCRATCH + 0x158):
+        assert (
+            attest(abox, at=SCRATCH + 0x100, raw=operation(nonce=beside, single=(UEFI_MM_GUID, 0)))[0] == SUCCESS
+        )
+
+
 @pytest.mark.rule("S20")
 def test_B51_a_nonce_in_a_vmsa_page(abox, profile):
     """The guest VMPL may read its VMSA; the service takes no input from there."""

@@ -13,6 +13,7 @@ from svsm_bridge.memory import sealed_memfd
 from svsm_bridge.service import Service
 from svsm_bridge.transports import tdx, wire
 from svsm_bridge.transports.client import GuestClient, ServerGone
+from svsm_bridge.transports.connection import Connection
 from svsm_bridge.transports.guest import BUFFER_GPA, CA_GPA, RAM_BASE, RAM_BYTES
 from svsm_bridge.transports.socket import listen
 from svsm_bridge.transports.wire import Code, Feature, Kind
@@ -120,7 +121,10 @@ def test_S62_no_effect_by_the_deadline_is_busy(serve):
     client.close()
 
 
-def test_S62_a_commit_is_finished_whatever_the_clock_says(serve):
+def test_S62_a_commit_is_finished_whatever_the_clock_says(serve, monkeypatch):
+    told = []
+    answer = Connection.answer_busy
+    monkeypatch.setattr(Connection, "answer_busy", lambda self, call: told.append(call) or answer(self, call))
     gate = Gate()
     server = serve(gate, deadline_s=0.1)
     client = GuestClient.start(server.path)
@@ -128,6 +132,7 @@ def test_S62_a_commit_is_finished_whatever_the_clock_says(serve):
     threading.Timer(0.4, gate.go_on.set).start()
     assert note_reply(client.mm_request(note(WRITE, b"k", b"v")))[0] == 0
     assert gate.values
+    assert len(told) == 1  # asked once, and refused
     client.close()
 
 
