@@ -129,7 +129,8 @@ def acquire(
         if current is None or instance is None or current.instance != instance or record.epoch != resume:
             raise Refused(412, "anchor.fenced", "ANCHOR-EPOCH", "not the session that may be continued")
         return Change(replace(record, lease=lease), "resume", {"epoch": resume, "holder": holder})
-    if live(record, now) and not takeover and not ignore_lease:
+    mine = record.lease is not None and record.lease.holder == holder  # its own answer was lost: it fences itself
+    if live(record, now) and not mine and not takeover and not ignore_lease:
         raise Refused(409, "anchor.leased", "ANCHOR-LEASE", "another live instance holds the lease")
     if max_epoch_gap and record.acquires >= max_epoch_gap:
         raise Refused(403, "release.refused", "POL-EPOCHGAP", "too many acquisitions since the last advance")
