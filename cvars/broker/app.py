@@ -126,6 +126,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.broker = broker
     app.state.inline = inline
@@ -156,7 +157,13 @@ def _with_schemas(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = build()
-        document.setdefault("components", {}).setdefault("schemas", {}).update(components(_MODELS))
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(components(_MODELS))
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for methods in document["paths"].values():
+            for operation in methods.values():
+                operation["responses"].pop("422", None)  # a bad parameter is 400 here, 401 under /kbs
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -1,6 +1,6 @@
 """How an endpoint is documented: body, answer, and every status it can give."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -31,8 +31,9 @@ def documented(
     reply: type[BaseModel] | None = None,
     errors: tuple[int, ...],
     kbs: bool,
+    links: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments for a route whose handler reads the request itself."""
+    """Keyword arguments for a route whose handler reads the request itself. ``links``: OpenAPI links."""
     model: type[BaseModel] = KbsError if kbs else ProblemBody
     content_type = "application/json" if kbs else "application/problem+json"
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
@@ -46,6 +47,8 @@ def documented(
             "description": "done",
             "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{reply.__name__}"}}},
         }
+        if links:
+            responses[200]["links"] = dict(links)
     if body is not None:
         out["openapi_extra"] = {
             "requestBody": {

@@ -50,7 +50,16 @@ async def list_vms(request: Request) -> Response:
     return await in_thread(request, lambda: json_response({"vms": [describe(r) for r in broker.anchors.all()]}))
 
 
-@router.post("/vms", **documented(body=messages.AddVmRequest, reply=messages.Vm, errors=_WRITE, kbs=False))
+_MADE: Final = {
+    name: {"operationId": operation, "parameters": {"vm": "$response.body#/vm_id"}}
+    for name, operation in (("show", "show_vm"), ("history", "history"), ("freeze", "freeze"), ("reset", "reset"))
+}
+
+
+@router.post(
+    "/vms",
+    **documented(body=messages.AddVmRequest, reply=messages.Vm, errors=_WRITE, kbs=False, links=_MADE),
+)
 async def add_vm(request: Request) -> Response:
     """A new record, so that this VM may create its store once."""
     broker: Broker = request.app.state.broker

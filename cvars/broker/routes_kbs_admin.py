@@ -46,6 +46,7 @@ _VALUE: Final[dict[str, Any]] = {
 def _extended(extra: dict[str, Any], openapi: dict[str, Any] | None = None) -> dict[str, Any]:
     out = dict(extra)
     out["responses"] = _EMPTY | out["responses"]
+    out["response_class"] = Response
     if openapi is not None:
         out["openapi_extra"] = openapi
     return out
