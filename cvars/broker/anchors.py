@@ -3,29 +3,43 @@
 Whoever loses the race reads again and decides again, so that no decision rests on a record that has moved on.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, RowMapping
 
-from cvars.broker.database import HISTORY, VM_KEYS, VMS, Database
+from cvars.broker.database import HISTORY, VM_KEYS, VMS, Cursor, Database
 from cvars.broker.record import RING_BYTES, Change, Lease, Record, Refused
 from cvars.broker.secrets import Keyring
-from cvars.release.encoding import canonical
+from cvars.release.encoding import compact
 from cvars.store.anchor import AnchorPoint
 
 _ATTEMPTS: Final = 64
 _SELECT: Final = sa.select(VMS).where(VMS.c.vm_id == sa.bindparam("b_vm"))
-_COLUMNS: Final = [c.name for c in VMS.c if c.name != "vm_id"]
-_UPDATE: Final = (
-    sa.update(VMS)
-    .where(VMS.c.vm_id == sa.bindparam("b_vm"), VMS.c.version == sa.bindparam("b_version"))
-    .values({name: sa.bindparam(name) for name in _COLUMNS})
-)
+
+
+@functools.cache
+def _update(names: tuple[str, ...]) -> sa.Update:
+    """The conditional UPDATE of these columns."""
+    return (
+        sa.update(VMS)
+        .where(VMS.c.vm_id == sa.bindparam("b_vm"), VMS.c.version == sa.bindparam("b_version"))
+        .values({name: sa.bindparam(name) for name in names})
+    )
+
+
+@functools.cache
+def _update_and_append(names: tuple[str, ...]) -> sa.Insert:
+    """The conditional UPDATE, and the line of history if it hit, in one statement (PostgreSQL)."""
+    moved = _update(names).returning(VMS.c.vm_id).cte("moved")
+    values = [sa.bindparam(f"h_{c.name}", type_=c.type).label(c.name) for c in HISTORY.c]
+    return sa.insert(HISTORY).from_select([c.name for c in HISTORY.c], sa.select(*values).select_from(moved))
+
+
 _RENEW: Final = (
     sa.update(VMS)
     .where(VMS.c.vm_id == sa.bindparam("b_vm"), VMS.c.version == sa.bindparam("b_version"))
@@ -43,11 +57,17 @@ _RING_SIZES: Final = (
     .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.escrow.is_not(None))
     .order_by(HISTORY.c.version)
 )  # fmt: skip
+_APPEND: Final = sa.insert(HISTORY)
+_KEY: Final = sa.insert(VM_KEYS)
+_DESTROY: Final = sa.delete(VM_KEYS).where(
+    VM_KEYS.c.vm_id == sa.bindparam("b_vm"), VM_KEYS.c.key_version == sa.bindparam("b_key")
+)
+_NAMES: Final = tuple(c.name for c in VMS.c)
 _FORGET: Final = (
     sa.update(HISTORY)
     .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.version <= sa.bindparam("b_upto"))
     .where(HISTORY.c.escrow.is_not(None))
-    .values(escrow=None)
+    .values(escrow=sa.null())
 )
 
 
@@ -66,12 +86,12 @@ class AnchorStore:
         """The record as it is now."""
         with self._db.read() as connection:
             row = connection.execute(_SELECT, {"b_vm": vm_id}).mappings().first()
-        return None if row is None else _record(row)
+        return None if row is None else _record(dict(row))
 
     def all(self) -> list[Record]:
         """Every record, by name."""
         with self._db.read() as connection:
-            return [_record(r) for r in connection.execute(sa.select(VMS).order_by(VMS.c.vm_id)).mappings()]
+            return [_record(dict(r)) for r in connection.execute(sa.select(VMS).order_by(VMS.c.vm_id)).mappings()]
 
     def escrow(self, vm_id: str) -> bytes:
         """The sealed entries of the ring, oldest first."""
@@ -83,7 +103,7 @@ class AnchorStore:
         with self._db.write() as connection:
             row = connection.execute(_SELECT, {"b_vm": vm_id}).mappings().one()
             ring = b"".join(bytes(r.escrow) for r in connection.execute(_RING, {"b_vm": vm_id}))
-        return _record(row), ring
+        return _record(dict(row)), ring
 
     def enrol(self, record: Record, *, now: float, reason: str) -> Record:
         """Create the record and its VM master. Raises ``Exists``."""
@@ -93,7 +113,7 @@ class AnchorStore:
         try:
             with self._db.write() as connection:
                 connection.execute(sa.insert(VMS), {"vm_id": record.vm_id} | _row(after))
-                self._create_key(connection, record.vm_id, record.key_version)
+                connection.execute(_KEY, self._fresh_key(record.vm_id, record.key_version))
                 connection.execute(sa.insert(HISTORY), _history(after, entry, digest))
         except sa.exc.IntegrityError:
             raise Exists(record.vm_id) from None
@@ -102,75 +122,99 @@ class AnchorStore:
     def apply(self, vm_id: str, decide: Callable[[Record], Change], *, now: float) -> Record:
         """Decide on the record and make it durable. Raises ``Refused``; 404 when there is no such record."""
         for _ in range(_ATTEMPTS):
-            record = self.get(vm_id)
-            if record is None:
-                raise Refused(404, "anchor.unknown", "ANCHOR-UNKNOWN", "no record of that name")
-            change = decide(record)
-            if change.same:
-                return record
-            done = self._renew(record, change) if change.renewal else self._commit(record, change, now)
+            done = self._attempt(vm_id, decide, now)
             if done is not None:
                 return done
         raise Refused(503, "broker.busy", "ANCHOR-BUSY", "too much contention on one record")
 
-    def _renew(self, record: Record, change: Change) -> Record | None:
-        """A longer lease is no transition of the record: no version, no history."""
-        assert change.record.lease is not None
-        with self._db.write() as connection:
-            done = connection.execute(
-                _RENEW,
-                {"b_vm": record.vm_id, "b_version": record.version, "b_expires": change.record.lease.expires},
-            )
-            return change.record if done.rowcount == 1 else None
+    def _attempt(self, vm_id: str, decide: Callable[[Record], Change], now: float) -> Record | None:
+        """Read, decide and write; None when somebody else was faster.
 
-    def _commit(self, record: Record, change: Change, now: float) -> Record | None:
+        SQLite does it in one transaction. On PostgreSQL a plain change is one statement, conditional UPDATE and
+        history together, and a transaction by itself: two round trips.
+        """
+        if not self._db.sqlite:
+            with self._db.statements() as cursor:
+                record, change = self._decided(cursor, vm_id, decide)
+                if change.same:
+                    return record
+                if change.renewal or self._plain(record, change):
+                    return self._write(cursor, record, change, now, joined=True)
+        with self._db.transaction() as cursor:
+            record, change = self._decided(cursor, vm_id, decide)
+            return record if change.same else self._write(cursor, record, change, now, joined=False)
+
+    @staticmethod
+    def _decided(cursor: Cursor, vm_id: str, decide: Callable[[Record], Change]) -> tuple[Record, Change]:
+        row = cursor.run(_SELECT, {"b_vm": vm_id}).fetchone()
+        if row is None:
+            raise Refused(404, "anchor.unknown", "ANCHOR-UNKNOWN", "no record of that name")
+        record = _record(dict(zip(_NAMES, row, strict=True)))
+        return record, decide(record)
+
+    @staticmethod
+    def _plain(record: Record, change: Change) -> bool:
+        """Nothing but record and history change."""
+        added = len(change.item.data) if change.item else 0
+        special = change.restart or change.drop_below is not None or change.destroy or change.create is not None
+        return not special and record.ring_bytes + added <= RING_BYTES
+
+    def _write(self, cursor: Cursor, record: Record, change: Change, now: float, *, joined: bool) -> Record | None:
+        if change.renewal:  # a longer lease is no transition of the record: no version, no history
+            assert change.record.lease is not None
+            where = {"b_vm": record.vm_id, "b_version": record.version}
+            done = cursor.run(_RENEW, where | {"b_expires": change.record.lease.expires})
+            return change.record if done.rowcount == 1 else None
+        return self._commit(cursor, record, change, now, joined=joined)
+
+    def _commit(
+        self, cursor: Cursor, record: Record, change: Change, now: float, *, joined: bool
+    ) -> Record | None:
         version = record.version + 1
         entry = _entry(record.vm_id, version, now, change.kind, change.detail)
         digest = _link(record.history, entry)
-        after = replace(change.record, version=version, history=digest)
-        with self._db.write() as connection:
-            forget = 0
-            if change.restart or change.drop_below is not None or change.item is not None:
-                after, forget = self._ring(connection, after, change)
-            parameters = {"b_vm": record.vm_id, "b_version": record.version} | _row(after)
-            if connection.execute(_UPDATE, parameters).rowcount != 1:
-                connection.rollback()
-                return None
-            connection.execute(sa.insert(HISTORY), _history(after, entry, digest, change))
-            if forget:
-                connection.execute(_FORGET, {"b_vm": record.vm_id, "b_upto": forget})
-            for key_version in change.destroy:
-                connection.execute(
-                    sa.delete(VM_KEYS).where(VM_KEYS.c.vm_id == record.vm_id, VM_KEYS.c.key_version == key_version)
-                )
-            if change.create is not None:
-                self._create_key(connection, record.vm_id, change.create)
+        after, forget = replace(change.record, version=version, history=digest), 0
+        if change.restart or change.drop_below is not None or change.item is not None:
+            after, forget = self._ring(cursor, after, change)
+        before = _row(record)
+        changed = {name: value for name, value in _row(after).items() if value != before[name]}
+        where = {"b_vm": record.vm_id, "b_version": record.version}
+        names, line = tuple(sorted(changed)), _history(after, entry, digest, change)
+        if joined:
+            both = where | changed | {f"h_{name}": value for name, value in line.items()}
+            return after if cursor.run(_update_and_append(names), both).rowcount == 1 else None
+        if cursor.run(_update(names), where | changed).rowcount != 1:
+            return None
+        cursor.run(_APPEND, line)
+        if forget:
+            cursor.run(_FORGET, {"b_vm": record.vm_id, "b_upto": forget})
+        for key_version in change.destroy:
+            cursor.run(_DESTROY, {"b_vm": record.vm_id, "b_key": key_version})
+        if change.create is not None:
+            cursor.run(_KEY, self._fresh_key(record.vm_id, change.create))
         return after
 
-    def _ring(self, connection: Connection, after: Record, change: Change) -> tuple[Record, int]:
+    def _ring(self, cursor: Cursor, after: Record, change: Change) -> tuple[Record, int]:
         """The ring after the change: (record with its base and size, history version to forget up to)."""
         added = len(change.item.data) if change.item else 0
         if not change.restart and change.drop_below is None and after.ring_bytes + added <= RING_BYTES:
             return replace(after, ring_bytes=after.ring_bytes + added), 0
-        rows = list(connection.execute(_RING_SIZES, {"b_vm": after.vm_id}))
-        forget, size = 0, sum(row.escrow_bytes for row in rows) + added
+        kept = list(cursor.run(_RING_SIZES, {"b_vm": after.vm_id}).fetchall())
         if change.restart:
-            return replace(after, ring_bytes=added), rows[-1].version if rows else 0
-        kept = list(rows)
-        while kept and (
-            size > RING_BYTES or (change.drop_below is not None and kept[0].key_version < change.drop_below)
-        ):
+            return replace(after, ring_bytes=added), kept[-1][0] if kept else 0
+        forget, size = 0, sum(row[1] for row in kept) + added
+        while kept and (size > RING_BYTES or (change.drop_below is not None and kept[0][4] < change.drop_below)):
             gone = kept.pop(0)
-            forget, size = gone.version, size - gone.escrow_bytes
+            forget, size = gone[0], size - gone[1]
         if kept:
-            base = AnchorPoint(kept[0].start_counter, bytes(kept[0].start_root))
+            base = AnchorPoint(kept[0][2], bytes(kept[0][3]))
         else:
             base = change.item.start if change.item else after.point
         return replace(after, ring_bytes=size, base=base), forget
 
-    def _create_key(self, connection: Connection, vm_id: str, key_version: int) -> None:
+    def _fresh_key(self, vm_id: str, key_version: int) -> dict[str, Any]:
         wrapped = self._keyring.wrap(self._keyring.random(32), f"vm-master/{vm_id}/{key_version}".encode())
-        connection.execute(sa.insert(VM_KEYS), {"vm_id": vm_id, "key_version": key_version, "wrapped": wrapped})
+        return {"vm_id": vm_id, "key_version": key_version, "wrapped": wrapped}
 
     def store_keys(self, vm_id: str, versions: Sequence[int]) -> list[bytes] | None:
         """The derived 32-byte store keys, in that order; None when one was destroyed."""
@@ -202,14 +246,14 @@ def verify_history(entries: Sequence[dict[str, Any]]) -> int | None:
     previous = bytes(32)
     for number, line in enumerate(entries, 1):
         entry = {k: v for k, v in line.items() if k != "hash"}
-        previous = _link(previous, canonical(entry))
+        previous = _link(previous, compact(entry))
         if line["hash"] != previous.hex() or line["version"] != number:
             return number
     return None
 
 
 def _entry(vm_id: str, version: int, now: float, kind: str, detail: dict[str, Any]) -> bytes:
-    return canonical({"vm_id": vm_id, "version": version, "at": round(now, 3), "kind": kind, "detail": detail})
+    return compact({"vm_id": vm_id, "version": version, "at": round(now, 3), "kind": kind, "detail": detail})
 
 
 def _link(previous: bytes, entry: bytes) -> bytes:
@@ -264,7 +308,7 @@ def _row(record: Record) -> dict[str, Any]:
     }
 
 
-def _record(row: RowMapping) -> Record:
+def _record(row: Mapping[str, Any]) -> Record:
     holder = row["lease_holder"]
     return Record(
         vm_id=row["vm_id"],

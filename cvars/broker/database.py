@@ -5,7 +5,8 @@ durable before it is answered: SQLite runs with ``synchronous=FULL``, PostgreSQL
 """
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -150,7 +151,7 @@ class Database:
             if self.sqlite:
                 self.engine = self._sqlite()
             else:
-                self.engine = sa.create_engine(url, pool_pre_ping=True, **self._pool)
+                self.engine = sa.create_engine(url, **self._pool)
         except ModuleNotFoundError as error:
             raise UsageMistake(
                 f"database driver {error.name} is not installed", hint="pip install 'cvars[postgres]'"
@@ -187,9 +188,80 @@ class Database:
         with _outside(), self.engine.begin() as connection:
             yield connection
 
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator["Cursor"]:
+        """One transaction on the driver itself, for the hot path of the anchor; durable when the block ends.
+
+        Statements are the same SQLAlchemy constructs as elsewhere, compiled once (`Cursor.run`).
+        """
+        with self._driver() as connection:
+            cursor = connection.cursor()
+            try:
+                if self.sqlite:
+                    cursor.execute("BEGIN IMMEDIATE")
+                yield Cursor(cursor, self.engine.dialect)
+            except BaseException:
+                with contextlib.suppress(Exception):  # the first error is the one that counts
+                    cursor.execute("ROLLBACK") if self.sqlite else connection.rollback()
+                raise
+            cursor.execute("COMMIT") if self.sqlite else connection.commit()
+
+    @contextlib.contextmanager
+    def statements(self) -> Iterator["Cursor"]:
+        """Statements that are each a transaction of their own (PostgreSQL)."""
+        with self._driver() as connection:
+            driver: Any = connection.driver_connection
+            driver.autocommit = True
+            yield Cursor(connection.cursor(), self.engine.dialect)
+            driver.autocommit = False
+
+    @contextlib.contextmanager
+    def _driver(self) -> Iterator[Any]:
+        """A pooled driver connection; one that failed is thrown away."""
+        dbapi: Any = self.engine.dialect.loaded_dbapi
+        try:
+            connection = self.engine.raw_connection()
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError, dbapi.Error) as error:
+            raise DatabaseDown(f"the database does not answer: {type(error).__name__}") from error
+        try:
+            yield connection
+        except (dbapi.OperationalError, dbapi.InterfaceError) as error:
+            connection.invalidate(error)
+            raise DatabaseDown(f"the database does not answer: {type(error).__name__}") from error
+        except BaseException:
+            if not self.sqlite:
+                driver: Any = connection.driver_connection
+                driver.autocommit = False
+            raise
+        finally:
+            connection.close()
+
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
+
+
+@functools.cache
+def _compiled(statement: Any, dialect: Any) -> tuple[str, tuple[str, ...] | None]:  # noqa: ANN401
+    """(SQL text, names in order or None for named parameters)."""
+    plain = isinstance(statement, sa.Insert) and statement.select is None
+    names = [c.name for c in statement.table.c] if plain else None
+    done = statement.compile(dialect=dialect, column_keys=names)
+    return str(done), tuple(done.positiontup) if done.positional else None
+
+
+class Cursor:
+    """A DBAPI cursor that takes our statements."""
+
+    def __init__(self, cursor: Any, dialect: Any) -> None:  # noqa: ANN401
+        self._cursor = cursor
+        self._dialect = dialect
+
+    def run(self, statement: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the DBAPI cursor
+        """Execute ``statement`` (a constant, or cached: it is compiled once)."""
+        text, order = _compiled(statement, self._dialect)
+        self._cursor.execute(text, parameters if order is None else tuple(parameters[name] for name in order))
+        return self._cursor
 
 
 @contextlib.contextmanager

@@ -1,11 +1,14 @@
 """Stored secrets and how often they were released (key-release 3.1 `release`, 6)."""
 
+from typing import Final
+
 import sqlalchemy as sa
 
 from cvars.broker.database import RESOURCES, USES, Database
 from cvars.broker.secrets import Keyring
 
-MAX_RESOURCE = 64 * 1024  # bytes
+MAX_RESOURCE: Final = 64 * 1024  # bytes
+_GET: Final = sa.select(RESOURCES).where(RESOURCES.c.path == sa.bindparam("b_path"))
 
 
 class Resources:
@@ -18,7 +21,7 @@ class Resources:
     def get(self, path: str) -> bytes | None:
         """The plaintext, for one request only."""
         with self._db.read() as connection:
-            row = connection.execute(sa.select(RESOURCES).where(RESOURCES.c.path == path)).first()
+            row = connection.execute(_GET, {"b_path": path}).first()
         if row is None:
             return None
         return self._keyring.unwrap(bytes(row.wrapped), binding(path, row.version, row.policy_digest))

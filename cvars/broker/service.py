@@ -26,7 +26,7 @@ from cvars.broker.tokens import TokenIssuer, TokenRefused
 from cvars.broker.verifier import TEES, Result, Verifier
 from cvars.release import initdata, jwe, reportdata, teekey
 from cvars.release.channel import KEY_SIZE
-from cvars.release.encoding import Malformed, b64, b64url_decode, canonical, strict_json
+from cvars.release.encoding import Malformed, b64, b64url_decode, compact, strict_json
 from cvars.release.initdata import InitData
 from cvars.release.statements import ANCHOR_TYP, RELEASE_TYP, SigningKey
 
@@ -131,7 +131,7 @@ class Broker:
         self, call: Call, session: Session, body: Mapping[str, Any], as_received: str, now: float
     ) -> Attested:
         runtime, evidence = body["runtime-data"], body["tee-evidence"]
-        call.evidence = hashlib.sha256(canonical(evidence)).hexdigest()
+        call.evidence = hashlib.sha256(compact(evidence)).hexdigest()
         nonce = runtime["nonce"]
         if not session.knows_nonce(nonce):
             raise self._no(call, Problem(401, "KBS-NONCE", "not the nonce of this session"))
@@ -620,4 +620,4 @@ def identity_of(attested: Attested) -> str:
     """The measured identity that `enrol: first-use` records."""
     names = ("measurement", "id_key_digest") if attested.tee == "snp" else ("mr_td", "rtmr1")
     found = {n: claim(attested.tee, attested.result, n) or "" for n in names}
-    return canonical({"tee": attested.tee} | found).decode()
+    return compact({"tee": attested.tee} | found).decode()

@@ -18,6 +18,7 @@ MAX_INTEGER: Final = (1 << 64) - 1
 
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _BRACKET: Final = re.compile(rb"[\[{\]}]")
+_LONG: Final = re.compile(rb"[0-9]{19}")
 _B64URL: Final = re.compile(r"[A-Za-z0-9_-]*")
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})*")
 
@@ -78,6 +79,11 @@ def canonical(value: Mapping[str, Any] | str | int) -> bytes:
     return rfc8785.dumps(value)
 
 
+def compact(value: Any) -> bytes:  # noqa: ANN401 - anything JSON can say
+    """One spelling of ``value`` in JSON, for what only we read and sign: sorted, no spaces. Fast."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 def strict_json(raw: bytes, *, max_depth: int = MAX_DEPTH, max_members: int = MAX_MEMBERS) -> Any:  # noqa: ANN401
     """Parse JSON from somebody who may be hostile (K36).
 
@@ -104,7 +110,7 @@ def strict_json(raw: bytes, *, max_depth: int = MAX_DEPTH, max_members: int = MA
             raw.decode("utf-8"),
             object_pairs_hook=pairs,
             parse_constant=_no_constant,
-            parse_int=_integer,
+            parse_int=_integer if _LONG.search(raw) else None,  # the hook is slow: only where it can matter
             parse_float=_number,
         )
     except Malformed:

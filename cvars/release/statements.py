@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from cvars.release.encoding import Malformed, b64url, b64url_decode, canonical, strict_json
+from cvars.release.encoding import Malformed, b64url, b64url_decode, compact, strict_json
 
 RELEASE_TYP: Final = "cvars-release+jwt"
 ANCHOR_TYP: Final = "cvars-anchor+jwt"
@@ -68,7 +68,7 @@ class SigningKey:
 
     def jws(self, header: Mapping[str, Any], payload: Mapping[str, Any]) -> str:
         """A compact JWS with ``header`` as given."""
-        signed = f"{b64url(canonical(header))}.{b64url(canonical(payload))}"
+        signed = f"{b64url(compact(header))}.{b64url(compact(payload))}"
         return f"{signed}.{b64url(self.sign(signed.encode()))}"
 
 

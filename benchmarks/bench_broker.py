@@ -1,0 +1,275 @@
+"""The broker: a complete exchange against its bare cryptography, an advance against a durable transaction.
+
+Exchange: auth, attest and resource, CPU time of the server's side in this process (ASGI, no sockets), with
+simulated SNP evidence; the floor is the same signatures, exchanges and ciphers, done bare. Advance: wall time,
+because a disk decides; the floor is one INSERT in one durable transaction on the same engine and file system.
+PostgreSQL is measured when `scripts/with-postgres.sh` runs the benchmarks.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.keywrap import aes_key_wrap
+
+from benchmarks.harness import Figure, against_floor, spread
+from cvars.attest.simulated import SimulatedAmdSp
+from cvars.attest.snp.rules import P384_ORDER
+from cvars.broker import record as rules
+from cvars.broker.app import create_app, open_broker
+from cvars.broker.config import AttestationTable, BrokerConfig, SimulationTable
+from cvars.broker.database import Database
+from cvars.broker.migrate import migrate
+from cvars.broker.record import Record
+from cvars.broker.service import Broker
+from cvars.broker.setup import init
+from cvars.release import jwe, reportdata, teekey
+from cvars.store.anchor import AnchorPoint
+
+MEASUREMENT = b"\1" * 48
+POLICY = f"""
+policy: bench
+version: 1
+applies_to: ["default/*/*"]
+trust_domains: [simulated]
+any_of:
+  - snp:
+      product: [Genoa]
+      measurement_in: ["{MEASUREMENT.hex()}"]
+      min_tcb: {{Genoa: {{bootloader: 10, tee: 0, snp: 23, microcode: 84}}}}
+release: {{per_vm: false}}
+"""
+
+
+class Exchange:
+    """A broker in this process, and a client that prepares its side outside of the measured time."""
+
+    def __init__(self, folder: Path) -> None:
+        source = random.Random(1).randbytes
+        self.hardware = SimulatedAmdSp.load_or_create(folder / "hardware", product="Genoa", random=source)
+        self.guest = self.hardware.launch(measurement=MEASUREMENT)
+        init(folder / "broker")
+        (folder / "broker" / "policies" / "bench.yaml").write_text(POLICY)
+        config = BrokerConfig(
+            folder=folder / "broker",
+            simulation=True,
+            simulated=SimulationTable(roots=folder / "hardware" / "public"),
+            attestation=AttestationTable(),
+        )
+        self.broker = open_broker(config, clock=time.time, random=os.urandom)
+        self.broker.resources.put("default/sample/test", bytes(32))
+        self.app = create_app(self.broker, inline=True)
+        self.loop = asyncio.new_event_loop()
+        self.bodies: list[tuple[str, str, bytes]] = []
+
+    def call(self, method: str, path: str, cookie: str, body: bytes) -> tuple[dict[str, str], bytes]:
+        """One request through the application; the server's side only."""
+        out: dict[str, Any] = {"body": b""}
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:  # noqa: ANN401
+            if message["type"] == "http.response.start":
+                out["status"] = message["status"]
+                out["headers"] = {k.decode(): v.decode() for k, v in message["headers"]}
+            else:
+                out["body"] += message.get("body", b"")
+
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+            "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+            "headers": [(b"cookie", cookie.encode()), (b"content-length", str(len(body)).encode())],
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
+        }  # fmt: skip
+        self.loop.run_until_complete(self.app(scope, receive, send))
+        assert out["status"] == 200, out["body"]
+        return out["headers"], out["body"]
+
+    def once(self) -> tuple[float, float]:
+        """One exchange: (CPU microseconds of the server, wall microseconds)."""
+        cpu = wall = 0.0
+
+        def timed(*arguments: Any) -> tuple[dict[str, str], bytes]:  # noqa: ANN401
+            nonlocal cpu, wall
+            at, on = time.perf_counter_ns(), time.process_time_ns()
+            answer = self.call(*arguments)
+            cpu += (time.process_time_ns() - on) / 1000
+            wall += (time.perf_counter_ns() - at) / 1000
+            return answer
+
+        headers, body = timed("POST", "/kbs/v0/auth", "", b'{"version":"0.4.0","tee":"snp","extra-params":""}')
+        cookie = headers["set-cookie"].partition(";")[0]
+        nonce = json.loads(body)["nonce"]
+        keys = teekey.generate(os.urandom)
+        evidence = self.guest.collect(reportdata.profile_t(nonce, keys.public))
+        document = {
+            "runtime-data": {"nonce": nonce, "tee-pubkey": dict(keys.public.jwk)},
+            "tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""},
+        }
+        timed("POST", "/kbs/v0/attest", cookie, json.dumps(document).encode())
+        _, body = timed("GET", "/kbs/v0/resource/default/sample/test", cookie, b"")
+        assert jwe.decrypt(json.loads(body), keys.private) == bytes(32)
+        return cpu, wall
+
+    def bare(self) -> Callable[[], None]:
+        """The cryptography of one exchange on the server: verify, sign, encrypt."""
+        leaf, ask, ark = (x509.load_der_x509_certificate(s.data) for s in self.guest.supplied())
+        report = self.guest.report(bytes(64))
+        r = int.from_bytes(report[0x2A0:0x2E8], "little")
+        s = int.from_bytes(report[0x2E8:0x330], "little")
+        assert r < P384_ORDER
+        signature = encode_dss_signature(r, s)
+        pss = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
+        pairs = [(ark, ark), (ask, ark), (leaf, ask)]
+        token = ec.generate_private_key(ec.SECP256R1())
+        signer = ed25519.Ed25519PrivateKey.generate()
+        guest = ec.generate_private_key(ec.SECP256R1()).public_key()
+        supplied = [one.data for one in self.guest.supplied()]
+        master = AESGCM(bytes(32))
+        wrapped = master.encrypt(bytes(12), bytes(32), b"path")
+
+        def work() -> None:
+            for data in supplied:
+                x509.load_der_x509_certificate(data)
+            for one, issuer in pairs:
+                key: Any = issuer.public_key()
+                key.verify(one.signature, one.tbs_certificate_bytes, pss, hashes.SHA384())
+            public: Any = leaf.public_key()
+            public.verify(signature, report[:0x2A0], ec.ECDSA(hashes.SHA384()))
+            token.sign(b"token", ec.ECDSA(hashes.SHA256()))
+            master.decrypt(bytes(12), wrapped, b"path")
+            ephemeral = ec.generate_private_key(ec.SECP256R1())
+            kek = hashlib.sha256(ephemeral.exchange(ec.ECDH(), guest)).digest()
+            aes_key_wrap(kek, os.urandom(32))
+            AESGCM(os.urandom(32)).encrypt(os.urandom(12), bytes(32), b"header")
+            signer.sign(b"statement")
+
+        return work
+
+
+def exchange_figures(folder: Path) -> list[Figure]:
+    """CPU per exchange against the bare cryptography; rate and p99 of one worker, for information."""
+    exchange = Exchange(folder)
+    bare = exchange.bare()
+    for _ in range(5):
+        exchange.once()
+        bare()
+    cpu, wall, floor = [], [], []
+    for _ in range(150):
+        one = exchange.once()
+        cpu.append(one[0])
+        wall.append(one[1])
+        on = time.process_time_ns()
+        bare()
+        floor.append((time.process_time_ns() - on) / 1000)
+    cpu.sort(), wall.sort(), floor.sort()
+    value, base = cpu[len(cpu) // 2], floor[len(floor) // 2]
+    rate = 1e6 / (sum(wall) / len(wall))
+    p99 = wall[int(len(wall) * 0.99)]
+    exchange.broker.db.close()
+    return [
+        Figure(
+            "broker: auth + attest + resource, CPU", "us", value, base, value / base, spread(cpu), "ratio <= 3",
+            value / base <= 3,
+        ),
+        Figure("broker: exchanges of one worker", "1/s", rate, None, None, spread(wall), "", met=True),
+        Figure("broker: exchange, p99", "us", p99, None, None, spread(wall), "", met=True),
+    ]  # fmt: skip
+
+
+def advance_figure(name: str, url: str, folder: Path) -> Figure:
+    """One `advance` through record, history and escrow, against one INSERT in one durable transaction."""
+    init(folder)
+    broker = open_broker(
+        BrokerConfig(folder=folder, database=url), clock=time.time, random=os.urandom, verifier=_Nobody()
+    )
+    broker.add_vm("vm-1", mode="strict")
+    broker.operate("vm-1", lambda r: rules.acquire(r, holder="h", instance=None, now=time.time()))
+    broker.operate("vm-1", lambda r: rules.provision(r, epoch=1, holder="h"))
+    escrow = (1024).to_bytes(4, "little") + b"CVR1" + bytes(1020)
+    database = Database(broker.db.url.render_as_string(hide_password=False))
+    with database.write() as connection:
+        connection.execute(sa.text("CREATE TABLE bench_floor (n BIGINT PRIMARY KEY, data BYTEA)"
+                                   if not database.sqlite else
+                                   "CREATE TABLE bench_floor (n INTEGER PRIMARY KEY, data BLOB)"))  # fmt: skip
+    found = broker.anchors.get("vm-1")
+    assert found is not None
+    record, number = found, 0
+    raw = database.engine.raw_connection()
+    cursor = raw.cursor()
+    mark = "?" if database.sqlite else "%s"
+    insert = f"INSERT INTO bench_floor VALUES ({mark}, {mark})"
+
+    def floor() -> None:
+        nonlocal number
+        number += 1
+        if database.sqlite:
+            cursor.execute("BEGIN IMMEDIATE")
+        cursor.execute(insert, (number, escrow))
+        raw.commit() if not database.sqlite else cursor.execute("COMMIT")
+
+    def subject() -> None:
+        nonlocal record
+        record = _advance(broker, record, escrow)
+
+    figure = against_floor(name, subject, floor, max_ratio=1.5, rounds=300)
+    raw.close()
+    database.close()
+    broker.db.close()
+    return figure
+
+
+def _advance(broker: Broker, record: Record, escrow: bytes) -> Record:
+    to = AnchorPoint(record.point.counter + 1, os.urandom(32))
+    base = AnchorPoint(0, bytes(31) + b"\1") if record.state == "new" else record.point
+
+    def change(now: Record) -> rules.Change:
+        return rules.advance(
+            now, epoch=1, holder="h", start=record.point, to=to, base=base, key_version=1, escrow=escrow,
+            now=time.time(),
+        )  # fmt: skip
+
+    return broker.operate("vm-1", change)
+
+
+class _Nobody:
+    """A verifier that is never asked."""
+
+    simulation = False
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        raise AttributeError(name)
+
+
+def figures() -> list[Figure]:
+    folder = Path(tempfile.mkdtemp(prefix="cvars-bench-"))
+    try:
+        out = exchange_figures(folder / "exchange")
+        out.append(advance_figure("broker: anchor advance, SQLite", "sqlite:///broker.db", folder / "sqlite"))
+        url = os.environ.get("CVARS_TEST_POSTGRES")
+        if url:
+            engine = sa.create_engine(url)
+            with engine.begin() as connection:
+                connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+                connection.exec_driver_sql("CREATE SCHEMA public")
+            engine.dispose()
+            migrate(url)
+            out.append(advance_figure("broker: anchor advance, PostgreSQL", url, folder / "postgres"))
+        return out
+    finally:
+        shutil.rmtree(folder)
