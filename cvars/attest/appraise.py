@@ -16,9 +16,9 @@ from cvars.attest.result import (
 )
 from cvars.attest.roots import PRODUCTION
 from cvars.attest.snp import policy as snp_policy
-from cvars.attest.snp.rules import Facts as SnpFacts
+from cvars.attest.snp.facts import Facts as SnpFacts
 from cvars.attest.tdx import policy as tdx_policy
-from cvars.attest.tdx.rules import Facts as TdxFacts
+from cvars.attest.tdx.facts import Facts as TdxFacts
 
 
 def appraise(

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from cvars.attest.snp.facts import Facts as SnpFacts
 from cvars.attest.snp.report import KEY_KINDS
-from cvars.attest.snp.rules import Facts as SnpFacts
+from cvars.attest.tdx.facts import Facts as TdxFacts
 from cvars.attest.tdx.quote import SgxReport, TdReport
-from cvars.attest.tdx.rules import Facts as TdxFacts
 
 
 def snp_fields(facts: SnpFacts) -> dict[str, Any]:

@@ -20,12 +20,12 @@ from cvars.attest.fields import snp_fields, tdx_fields
 from cvars.attest.requirements import SnpRequirements, TdxRequirements
 from cvars.attest.result import AttestationResult, Outcome, Stage
 from cvars.attest.roots import PRODUCTION, TrustRoots
+from cvars.attest.snp.facts import Facts as SnpFacts
 from cvars.attest.snp.hcl import parse_envelope
 from cvars.attest.snp.report import SnpReport
-from cvars.attest.snp.rules import Facts as SnpFacts
 from cvars.attest.snp.rules import verify_certificate
+from cvars.attest.tdx.facts import Facts as TdxFacts
 from cvars.attest.tdx.quote import Quote, TdReport
-from cvars.attest.tdx.rules import Facts as TdxFacts
 from cvars.attest.tdx.tcb import STATUSES
 from cvars.attest.verify import verify
 from cvars.errors import CvarsError

@@ -8,7 +8,8 @@ from cvars.attest.evidence import Evidence, SnpEvidence, Unreadable
 from cvars.attest.library import EmptyLibrary, Library
 from cvars.attest.result import AttestationResult, rejected
 from cvars.attest.roots import TrustRoots
-from cvars.attest.snp.rules import CrlMode, verify_snp
+from cvars.attest.snp.facts import CrlMode
+from cvars.attest.snp.rules import verify_snp
 from cvars.attest.tdx.rules import verify_tdx
 
 _NOTHING: Final = EmptyLibrary()

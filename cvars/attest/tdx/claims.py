@@ -8,7 +8,7 @@ from cvars.attest.result import CollateralItem
 from cvars.attest.tdx.quote import ATTRIBUTE_BITS, SgxReport, TdReport
 
 if TYPE_CHECKING:
-    from cvars.attest.tdx.rules import Facts
+    from cvars.attest.tdx.facts import Facts
 
 
 def tdx_claims(facts: "Facts", domain: str | None, used: Sequence[CollateralItem]) -> dict[str, Any]:

@@ -6,9 +6,7 @@ the same rules for diagnostics, but TDX-HDR refuses them. Appraisal is `cvars.at
 
 import hashlib
 import hmac
-from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -19,14 +17,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cvars.attest.certificates import (
     ECDSA_SHA256,
     Certificate,
-    Crl,
     issued,
-    load_certificate,
     load_crl,
-    read_pem,
 )
 from cvars.attest.der import DerError
-from cvars.attest.evidence import MAX_COLLATERAL, MAX_EVENT_LOG, TdxEvidence
+from cvars.attest.evidence import MAX_EVENT_LOG, TdxEvidence
 from cvars.attest.library import Library
 from cvars.attest.result import (
     AttestationResult,
@@ -40,32 +35,24 @@ from cvars.attest.result import (
     genuine,
     rejected,
 )
-from cvars.attest.roots import Root, TrustRoots
-from cvars.attest.strict_json import JsonError
+from cvars.attest.roots import TrustRoots
 from cvars.attest.tdx import eventlog
 from cvars.attest.tdx.claims import tdx_claims
-from cvars.attest.tdx.collateral import Collateral
-from cvars.attest.tdx.pck import CA_KINDS, PckFields, read_pck
+from cvars.attest.tdx.facts import Facts, gather, issuer_chain
+from cvars.attest.tdx.pck import CA_KINDS
 from cvars.attest.tdx.quote import (
     ECDSA_P256,
     INTEL_QE,
     TEE_TDX,
-    Quote,
     QuoteError,
-    SgxReport,
-    TdReport,
     parse_quote,
 )
 from cvars.attest.tdx.tcb import (
     COMPONENTS,
     Level,
-    QeIdentity,
     Status,
-    TcbInfo,
     match_level,
     match_svn,
-    parse_qe_identity,
-    parse_tcb_info,
     worst,
 )
 
@@ -76,70 +63,6 @@ _RELAUNCH: Final = {
     "UpToDate": "TDRelaunchAdvised",
     "ConfigurationNeeded": "TDRelaunchAdvisedConfigurationNeeded",
 }
-
-
-@dataclass(slots=True)
-class Facts:
-    """What the rules look at; the later members are filled by the rules that check them."""
-
-    quote: Quote
-    roots: TrustRoots
-    at: datetime
-    report_data: bytes | None
-    event_log: bytes | None
-    chain: tuple[Certificate, ...] = ()
-    pck: PckFields | None = None
-    pinned: Root | None = None
-    unreadable: str = ""
-    collateral: Collateral | None = None
-    collateral_missing: str = ""
-    crls: tuple[Crl, ...] = ()
-    signers: tuple[Certificate, ...] = ()
-    tcb_info: TcbInfo | None = None
-    qe_identity: QeIdentity | None = None
-    qe_status: Status | None = None
-    level: Level | None = None
-    platform: Status | None = None
-    module: Status | None = None
-    final: Status | None = None
-
-    @property
-    def td(self) -> TdReport:
-        """The TD report; rules about it skip SGX quotes."""
-        if isinstance(self.quote.body, TdReport):
-            return self.quote.body
-        raise Skipped("an SGX quote has none")
-
-    @property
-    def platform_fields(self) -> PckFields:
-        """The PCK's SGX extension."""
-        if self.pck is None:
-            raise Refused("no PCK certificate")
-        return self.pck
-
-    @property
-    def info(self) -> TcbInfo:
-        """TCB info; parsed on first use, which is after its signature was checked (TDX-COLL)."""
-        if self.tcb_info is None:
-            if self.collateral is None:
-                raise Refused("no TCB info")
-            try:
-                self.tcb_info = parse_tcb_info(self.collateral.tcb_info)
-            except JsonError as wrong:
-                raise Refused(f"tcb_info: {wrong}") from None
-        return self.tcb_info
-
-    @property
-    def identity(self) -> QeIdentity:
-        """QE identity; parsed on first use, which is after its signature was checked (TDX-COLL)."""
-        if self.qe_identity is None:
-            if self.collateral is None:
-                raise Refused("no QE identity")
-            try:
-                self.qe_identity = parse_qe_identity(self.collateral.qe_identity)
-            except JsonError as wrong:
-                raise Refused(f"qe_identity: {wrong}") from None
-        return self.qe_identity
 
 
 def _format(facts: Facts) -> str:
@@ -276,19 +199,10 @@ def _revocation(facts: Facts) -> str:
         if certificate.serial in crl.revoked:
             raise Refused(f"{certificate.common_name} is revoked", stage=Stage.AUTHENTIC)
     for chain in (collateral.tcb_info_issuer_chain, collateral.qe_identity_issuer_chain):
-        for signer in _chain(chain)[:1]:
+        for signer in issuer_chain(chain)[:1]:
             if signer.serial in crls[0].revoked:
                 raise Refused(f"{signer.common_name} is revoked")
     return "root and PCK lists current, nothing revoked"
-
-
-@lru_cache(maxsize=32)
-def _chain(pem: bytes) -> tuple[Certificate, ...]:
-    """The certificates of an issuer chain; none when it cannot be read (TDX-COLL says so)."""
-    try:
-        return tuple(map(load_certificate, read_pem(pem)))
-    except DerError:
-        return ()
 
 
 def _collateral(facts: Facts) -> str:
@@ -296,7 +210,7 @@ def _collateral(facts: Facts) -> str:
     if collateral is None:
         raise Refused(facts.collateral_missing or "missing")
     root = facts.chain[2]
-    issuers = _chain(collateral.pck_crl_issuer_chain)
+    issuers = issuer_chain(collateral.pck_crl_issuer_chain)
     if len(issuers) != 2 or issuers[0].spki != facts.chain[1].spki or issuers[1].spki != root.spki:
         raise Refused("pck_crl_issuer_chain is not the PCK's authority under the same root")
     checked: dict[bytes, Certificate] = {}
@@ -325,7 +239,7 @@ def _collateral(facts: Facts) -> str:
 
 def _signer(name: str, pem: bytes, root: Certificate) -> Certificate:
     """The signing certificate, under the same pinned root as the PCK."""
-    chain = _chain(pem)
+    chain = issuer_chain(pem)
     if len(chain) != 2:
         raise Refused(f"{name}_issuer_chain is not a signing certificate and a root")
     if chain[1].spki != root.spki:  # ROOT-5: a chain may not cross domains
@@ -535,7 +449,7 @@ def verify_tdx(
     except QuoteError as wrong:
         return rejected("tdx", wrong.rule, wrong.detail)
     facts = Facts(quote, roots, at, report_data, evidence.event_log)
-    _gather(facts, evidence, library)
+    gather(facts, evidence, library)
     checks = evaluate(RULES, facts, stop=True)
     domain = facts.pinned.domain if facts.pinned and genuine(checks) else None
     used = [
@@ -559,31 +473,3 @@ def verify_tdx(
         parsed=quote,
         facts=facts,
     )
-
-
-def _gather(facts: Facts, evidence: TdxEvidence, library: Library) -> None:
-    """Read the chain and find the collateral. Nothing is believed here; what is missing, the rules name."""
-    try:
-        facts.chain = tuple(map(load_certificate, read_pem(facts.quote.pck_chain, limit=4) or [b""]))
-        facts.pinned = facts.roots.find(facts.chain[-1])
-        facts.pck = read_pck(facts.chain[0])
-    except DerError as wrong:
-        facts.unreadable = str(wrong)
-    raw = evidence.collateral
-    if raw is None and facts.pck is not None and len(facts.chain) == 3:
-        kind = CA_KINDS.get(facts.chain[1].common_name, "")
-        raw = library.tdx_collateral(facts.pck.fmspc, kind)
-    if raw is None:
-        return
-    if len(raw) > MAX_COLLATERAL:
-        facts.collateral_missing = f"collateral of {len(raw)} bytes, at most {MAX_COLLATERAL}"
-        return
-    try:
-        facts.collateral = Collateral.parse(raw)
-    except JsonError as wrong:
-        facts.collateral_missing = str(wrong)
-
-
-def sgx_body(quote: Quote) -> SgxReport | None:
-    """The enclave report of an SGX quote."""
-    return quote.body if isinstance(quote.body, SgxReport) else None
