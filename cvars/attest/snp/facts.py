@@ -28,7 +28,7 @@ CrlMode: TypeAlias = Literal["require", "if-present", "ignore"]
 
 @dataclass(slots=True)
 class Facts:
-    """What the rules look at. Filled by `_gather` from the evidence alone; no rule has run yet."""
+    """What the rules look at. Filled by `gather` from the evidence alone; no rule has run yet."""
 
     report: SnpReport
     roots: TrustRoots
