@@ -151,8 +151,13 @@ class GuestMemory:
         offset = gpa - region.base if region is not None else -1
         if region is None or not 0 <= offset < offset + size <= region.size:
             region, offset = self.rmp.find(gpa, size)
-        rights = region.rights[vmpl][offset // PAGE : (offset + size - 1) // PAGE + 1]
-        if rights.translate(None, _ENOUGH[need]):
+        first, last = offset >> 12, (offset + size - 1) >> 12
+        rights = region.rights[vmpl]
+        if first == last:
+            enough = rights[first] & (need | CA_MARK) == need
+        else:
+            enough = not rights[first : last + 1].translate(None, _ENOUGH[need])
+        if not enough:
             self._examine(region, gpa, size, vmpl, need)
         return region, offset
 

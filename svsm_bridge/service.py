@@ -137,7 +137,10 @@ class Service:
             CallError: not executed (R4, R5), or BUSY (S42), or an internal error (S8).
             GuestMustStop: the store cannot be trusted any more.
         """
-        self.take_turn(self.lock, patience, longest_s)
+        if self.lock.acquire(blocking=False):
+            patience.busy_in_row = 0
+        else:
+            self.take_turn(self.lock, patience, longest_s)
         try:
             turn.begin_effect()
             if self.capture is not None:

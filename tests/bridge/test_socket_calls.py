@@ -359,18 +359,18 @@ def test_S63_the_next_boot_waits_for_the_calls_of_the_last(serve, monkeypatch):
     """A call that was copied in before the power off must not run in the next boot."""
     notebook = Notebook()
     service = Service(notebook)
-    take, waiting, go_on = Service.take_turn, threading.Event(), threading.Event()
+    serve_it, waiting, go_on = Service.mm, threading.Event(), threading.Event()
 
-    def slow(self, *arguments):
+    def slow(self, *arguments, **more):
         waiting.set()
         assert go_on.wait(10)
-        take(self, *arguments)
+        return serve_it(self, *arguments, **more)
 
     server = serve(service)
     client = GuestClient.start(server.path)
     client.poke(BUFFER_GPA, note(WRITE, b"k", b"of the last boot"))
     client.poke(CA_GPA, b"\1")
-    monkeypatch.setattr(Service, "take_turn", slow)
+    monkeypatch.setattr(Service, "mm", slow)
     client.post(Kind.CALL, client.call_payload(0, Registers(rax=call_number(4, 1), rcx=BUFFER_GPA, rdx=PAGE)))
     assert waiting.wait(10)
     client.close()
