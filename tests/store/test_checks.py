@@ -331,3 +331,15 @@ def test_a_bank_that_is_whole_but_for_one_field_of_its_header_is_refused(which) 
         assert world.refused(spoiled).reason == "store.tampered"
     else:
         assert world.refused(image).reason == "store.tampered"
+
+
+def test_snapshot_parts_that_are_not_full_are_damage(monkeypatch) -> None:
+    world = World(mode=Mode.NONE)
+    store = world.boot()
+    store.commit((put("A", bytes(6000)),))
+    store.commit((put("B", bytes(6000)),))
+    full = Geometry.part_payload.fget
+    monkeypatch.setattr(Geometry, "part_payload", property(lambda self: full(self) - 100))
+    store._compact()
+    monkeypatch.undo()
+    assert world.refused(world.image).reason == "store.tampered"
