@@ -108,7 +108,6 @@ MUTANTS = (
     # operations
     gone("operations end early", "operations", "end - at < OPERATION_BYTES:"),
     change("operation flags", "operations", "elif flags:", "elif False:"),
-    gone("operation inside its record", "operations", "data_end > end:"),
     gone("append to something", "operations", "old is None or end - data_end < _RESULT.size:"),
     change("append length", "operations", "length != len(data) or ", ""),
     change(
@@ -117,7 +116,6 @@ MUTANTS = (
     gone(
         "delete of something", "operations", "old is None or data_bytes or attributes or flags or time != NO_TIME:"
     ),
-    gone("snapshot twice", "operations", "puts_only and old is not None:"),
     gone("bytes behind operations", "operations", "at != end:"),
     gone("names are UCS-2", "operations", "len(raw) % 2 or not raw:"),
     gone("names have no NUL", "operations", '"\\0" in name:'),
@@ -175,7 +173,7 @@ MUTANTS = (
         "mode is Mode.CRITICAL and any(c.security for c in data[:-1]):",
         "freshness",
     ),
-    gone("fork by sequence", "selection", "found.counter >= anchored.counter:", "rollback"),
+    gone("fork by sequence", "selection", "found.counter >= anchored.counter:", "rollback tools"),
     gone(
         "fork inside the ring",
         "selection",
@@ -242,7 +240,7 @@ MUTANTS = (
         "mounting",
         "if not behind:\n                    raise tampered(history.damage)",
         "if False:\n                    raise tampered(history.damage)",
-        "damage",
+        "rollback",
     ),
     change(
         "damage without an anchor",

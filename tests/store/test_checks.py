@@ -212,8 +212,12 @@ def test_a_ring_entry_longer_than_its_record_repairs_nothing() -> None:
     log = world.boot()._log
     before, keys = log.history.point, log.history.keys
     raw = forge(world, log)
-    for entry, follows in ((raw, True), (raw + bytes(512), False)):
-        point = AnchorPoint(before.counter + 1, keys.chain(before.root, entry))
+    for entry, root, follows in (
+        (raw, keys.chain(before.root, raw), True),
+        (raw + bytes(512), keys.chain(before.root, raw + bytes(512)), False),
+        (raw, bytes(32), False),
+    ):
+        point = AnchorPoint(before.counter + 1, root)
         acquired = replace(world.acquired, point=point, base=before, escrow=escrow.encode([entry]))
         assert (escrow.plan(reread(world), acquired, world.keys()) is not None) is follows
 
@@ -343,3 +347,47 @@ def test_snapshot_parts_that_are_not_full_are_damage(monkeypatch) -> None:
     store._compact()
     monkeypatch.undo()
     assert world.refused(world.image).reason == "store.tampered"
+
+
+@pytest.mark.rule("SS-4", "SS-5")
+def test_a_record_that_does_not_chain_is_damage_in_the_log_and_in_the_ring() -> None:
+    for wrong in ({"previous": bytes(32)}, {"sequence": 77}):
+        world = World(mode=Mode.STRICT)
+        log = world.boot()._log
+        raw = forge(world, log, **wrong)
+        assert world.refused(placed(world, log, raw)).reason == "store.tampered"
+        before = log.history.point
+        point = AnchorPoint(wrong.get("sequence", before.counter + 1), log.history.keys.chain(before.root, raw))
+        acquired = replace(world.acquired, point=point, base=before, escrow=escrow.encode([raw]))
+        assert escrow.plan(reread(world), acquired, world.keys()) is None
+
+
+def test_a_snapshot_digest_that_is_not_the_snapshots_is_damage_even_without_a_log() -> None:
+    world = World(mode=Mode.NONE)
+    store = world.boot()
+    store._compact()
+    header = store._log.history.header
+    image = bytearray(world.image)
+    other = replace(header, snapshot_digest=b"\1" * 32).seal(world.keys().root(1).header_key)
+    image[header.bank_offset : header.bank_offset + 512] = other
+    assert world.refused(bytes(image)).reason == "store.tampered"
+
+
+@pytest.mark.rule("SS-16", "T21")
+def test_a_session_that_the_broker_has_not_opened_yet_is_a_broker_that_forgot() -> None:
+    world = World(mode=Mode.STRICT)
+    for _ in range(4):
+        store = world.boot()
+    store.close()
+    good = replace(world.anchor.record, leased_until=None, version=5000)
+    for epoch, fine in ((good.epoch, True), (good.epoch - 1, False), (1, False)):
+        image = world.image
+        world.anchor.record = replace(good, epoch=epoch)
+        if fine:
+            assert world.boot(image).boot.verified
+            world.medium.image[:] = image
+            world.medium.writes.clear()
+        else:
+            error = world.refused(image)
+            assert type(error) is AnchorRolledBack
+            assert "names session" in error.message

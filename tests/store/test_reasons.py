@@ -186,7 +186,7 @@ def test_SS_7_short_and_huge_images_are_refused_before_they_are_read(tmp_path) -
         assert type(World(mode=Mode.NONE).refused(bytes(size))) is StoreNotProvisioned
     huge = tmp_path / "huge"
     huge.touch()
-    os.truncate(huge, 1 << 40)
+    os.truncate(huge, 48 << 20)
     medium = FileMedium.open(huge)
     error = World().refused(medium=medium)
     assert type(error) is StoreTampered
