@@ -60,7 +60,6 @@ class Facts:
     collateral: Collateral | None = None
     collateral_missing: str = ""
     crls: tuple[Crl, ...] = ()
-    signers: tuple[Certificate, ...] = ()
     tcb_info: TcbInfo | None = None
     qe_identity: QeIdentity | None = None
     qe_status: Status | None = None
@@ -68,6 +67,18 @@ class Facts:
     platform: Status | None = None
     module: Status | None = None
     final: Status | None = None
+
+    @property
+    def signers(self) -> tuple[Certificate, ...]:
+        """Every certificate of the collateral's chains."""
+        if self.collateral is None:
+            return ()
+        chains = (
+            self.collateral.tcb_info_issuer_chain,
+            self.collateral.qe_identity_issuer_chain,
+            self.collateral.pck_crl_issuer_chain,
+        )
+        return tuple(dict.fromkeys(certificate for pem in chains for certificate in issuer_chain(pem)))
 
     @property
     def td(self) -> TdReport:

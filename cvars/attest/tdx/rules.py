@@ -214,7 +214,6 @@ def _collateral(facts: Facts) -> str:
     if len(issuers) != 2 or issuers[0].spki != facts.chain[1].spki or issuers[1].spki != root.spki:
         raise Refused("pck_crl_issuer_chain is not the PCK's authority under the same root")
     checked: dict[bytes, Certificate] = {}
-    signers = []
     for name, pem, signature, signed in (
         ("tcb_info", collateral.tcb_info_issuer_chain, collateral.tcb_info_signature, collateral.tcb_info),
         (
@@ -230,8 +229,6 @@ def _collateral(facts: Facts) -> str:
         checked[pem] = signer
         if not raw_signature_by(_p256(signer), signature, signed):
             raise Refused(f"{name}: the signature over the received bytes does not verify")
-        signers.append(signer)
-    facts.signers = (*signers, *issuers)
     assert facts.info
     assert facts.identity
     return "tcb_info, qe_identity, lists and their chains"
