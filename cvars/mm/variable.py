@@ -150,9 +150,9 @@ def _exit_boot_services(_message: bytes, _profile: Profile) -> ExitBootServices:
     return ExitBootServices()
 
 
-def _lock(message: bytes, profile: Profile) -> LockVariable:
+def _lock(message: bytes, _profile: Profile) -> LockVariable:
     if len(message) < _NAME_END:
-        raise _truncated(message, profile, TruncatedMessage("name header"))  # R7
+        raise TruncatedMessage("name header")  # R7
     raw, size = NAME.unpack_from(message, HEAD)
     end = _NAME_END + size
     if end > len(message):

@@ -27,7 +27,7 @@ class OddName(StrEnum):
 
 
 class CustomModeRule(StrEnum):
-    """Until when a guest may set CustomMode and SecureBootEnable (R87)."""
+    """Until when a guest may set CustomMode (R87)."""
 
     BEFORE_END_OF_DXE = "before EndOfDxe"
     NEVER = "never"
@@ -36,7 +36,7 @@ class CustomModeRule(StrEnum):
 class MorSource(StrEnum):
     """Whether the platform provides the memory-overwrite request (R92)."""
 
-    DETECT = "if the variable exists at EndOfDxe"
+    DETECT = "detect"  # provided if the variable exists at EndOfDxe
     PROVIDED = "provided"
     ABSENT = "absent"
 
@@ -53,73 +53,55 @@ class Profile:
     name: str = "spec"
 
     unknown_message: str = field(
-        default="INVALID_REQUEST", metadata=_about("R4", "call result for an unknown message GUID")
+        default="INVALID_REQUEST", metadata=_about("R4", "call result for an unknown message")
     )
-    oversize: EfiStatus = field(
-        default=EfiStatus.ACCESS_DENIED, metadata=_about("R7", "name and data sizes beyond the message")
-    )
-    answers_truncated: bool = field(
-        default=True, metadata=_about("R7", "a missing fixed part gets an error (else: no answer)")
-    )
+    oversize: EfiStatus = field(default=EfiStatus.ACCESS_DENIED, metadata=_about("R7", "sizes beyond the message"))
+    answers_truncated: bool = field(default=True, metadata=_about("R7", "a missing fixed part gets an error"))
     odd_name: OddName = field(default=OddName.REFUSE, metadata=_about("R8", "odd NameSize"))
     unterminated: EfiStatus = field(
         default=EfiStatus.ACCESS_DENIED, metadata=_about("R8", "name without NUL, or of size 0")
     )
-    payload_overhead: int = field(
-        default=40, metadata=_about("R11", "bytes of a buffer that GetPayloadSize does not count")
-    )
-    enhanced: bool = field(
-        default=False, metadata=_about("R36", "enhanced authentication (UEFI 2.10 8.2.5) is implemented")
-    )
+    payload_overhead: int = field(default=40, metadata=_about("R11", "bytes that GetPayloadSize does not count"))
+    enhanced: bool = field(default=False, metadata=_about("R36", "enhanced authentication is implemented"))
     enhanced_refusal: EfiStatus = field(
         default=EfiStatus.UNSUPPORTED, metadata=_about("R36", "ENH when it is not implemented")
     )
     keeps_one_duplicate: bool = field(
-        default=True, metadata=_about("R59", "equal entries within one payload are kept once")
+        default=True, metadata=_about("R59", "equal entries of one payload are kept once")
     )
     checks_calendar: bool = field(default=True, metadata=_about("R64", "impossible dates are refused"))
     checks_time_in_setup_mode: bool = field(
-        default=True, metadata=_about("R65", "time stamps must advance in setup mode too")
+        default=True, metadata=_about("R65", "time stamps advance in setup mode too")
     )
     allows_signed_attributes: bool = field(
-        default=True, metadata=_about("R67", "signed attributes are verified (else: refused)")
+        default=True, metadata=_about("R67", "signed attributes are verified, not refused")
     )
     rsa_floor: int = field(default=2048, metadata=_about("R69", "smallest RSA modulus, bits"))
-    wants_self_signed_pk: bool = field(
-        default=True, metadata=_about("R71", "a new PK must sign itself in setup mode")
-    )
+    wants_self_signed_pk: bool = field(default=True, metadata=_about("R71", "a new PK signs itself in setup mode"))
     wants_rsa_entries: bool = field(default=True, metadata=_about("R73", "X.509 entries must hold an RSA key"))
-    refuses_empty_lists: bool = field(
-        default=True, metadata=_about("R73", "signature lists without entries are refused")
-    )
+    refuses_empty_lists: bool = field(default=True, metadata=_about("R73", "lists without entries are refused"))
     allows_many_lists: bool = field(
-        default=True, metadata=_about("R73", "more than one signature list per call is accepted")
+        default=True, metadata=_about("R73", "more than one list per call is accepted")
     )
-    pin_kind: PinKind = field(
-        default=PinKind.TOP, metadata=_about("R74", "certificate that a private variable's pin is made of")
-    )
+    pin_kind: PinKind = field(default=PinKind.TOP, metadata=_about("R74", "certificate that a pin is made of"))
     custom_mode: CustomModeRule = field(
         default=CustomModeRule.BEFORE_END_OF_DXE,
-        metadata=_about("R87", "guest may set CustomMode and SecureBootEnable"),
+        metadata=_about("R87", "guest may set CustomMode"),
     )
     audit_mode: bool = field(default=False, metadata=_about("R90", "AuditMode and DeployedMode are offered"))
-    mor: MorSource = field(default=MorSource.DETECT, metadata=_about("R92", "memory-overwrite request"))
+    mor: MorSource = field(default=MorSource.DETECT, metadata=_about("R92", "the platform's MOR variable"))
     refuses_mor_reserved: bool = field(
         default=True, metadata=_about("R93", "reserved bits of the MOR byte are refused")
     )
     allows_min_over_max: bool = field(
         default=True, metadata=_about("R103", "a policy with minimum > maximum is accepted")
     )
-    repeats_wildcards: bool = field(
-        default=True, metadata=_about("R104", "an identical wildcard policy is stored again")
-    )
+    repeats_wildcards: bool = field(default=True, metadata=_about("R104", "an identical wildcard is stored again"))
     registers_while_disabled: bool = field(
-        default=False, metadata=_about("R104", "policies register while the policy is disabled")
+        default=False, metadata=_about("R104", "policies register while disabled")
     )
     policy_binds_at_once: bool = field(default=False, metadata=_about("R107", "policies bind before EndOfDxe"))
-    allows_disable: bool = field(
-        default=False, metadata=_about("R108", "the policy may be disabled before its lock")
-    )
+    allows_disable: bool = field(default=False, metadata=_about("R108", "policy may be disabled before its lock"))
     couples_languages: bool = field(
         default=True, metadata=_about("R118", "PlatformLang and Lang follow each other")
     )
@@ -151,7 +133,6 @@ QEMU: Final = replace(
     oversize=EfiStatus.BAD_BUFFER_SIZE,
     unterminated=EfiStatus.INVALID_PARAMETER,
     checks_calendar=False,
-    pin_kind=PinKind.SIGNER,
     repeats_wildcards=False,
     couples_languages=False,
 )

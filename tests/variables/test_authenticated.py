@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from cvars.errors import VariableError
-from cvars.variables import Limits
+from cvars.variables import PROFILES, Limits
 from cvars.variables.model import Append, Delete, Key, Put, Variable
 from cvars.variables.names import (
     CERT_DB,
@@ -466,6 +466,7 @@ def test_R75_P40_pins_of_two_kinds_are_not_one():
     write(guest, issued, PRIVATE, b"x", extra=[root])
     with refused("SECURITY_VIOLATION", guest):
         write(guest, signer(5, "same", issuer=issued, ca=False), PRIVATE, b"y", when=time(2025), extra=[issued])
+    assert {p.pin_kind for p in PROFILES.values()} == {PinKind.TOP, PinKind.SIGNER}
     imported = hashlib.sha256(b"same" + hashlib.sha256(child.der).digest()).digest()
     other = Guest({PRIVATE: Variable(AUTH, b"x", time(2020), imported)})
     write(other, child, PRIVATE, b"y")  # the kind that another service stores
