@@ -94,6 +94,8 @@ def _name(message: bytes, start: int, size: int, profile: Profile) -> str:
     end = start + size
     if not size or message[end - 2 : end] != b"\0\0":
         raise refusal(profile.unterminated, "name without its NUL")  # R8
+    if profile.keeps_name_tail:
+        return message[start : end - 2].decode("utf-16-le", "surrogatepass")  # R8
     return decode_char16(message[start:end])
 
 

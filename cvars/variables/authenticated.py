@@ -186,13 +186,14 @@ def _signer(state: State, request: SetVariable, head: Descriptor) -> x509.Certif
 
 
 def _message(state: State, head: Descriptor) -> pkcs7.Message:
-    return pkcs7.parse(head.signed_data, allows_signed_attributes=state.profile.allows_signed_attributes)
+    profile = state.profile
+    return pkcs7.parse(
+        head.signed_data,
+        allows_signed_attributes=profile.allows_signed_attributes,
+        one_signer=profile.one_signer,
+    )
 
 
 def _verified(state: State, message: pkcs7.Message, request: SetVariable, head: Descriptor) -> x509.Certificate:
     """The certificate that made the signature (R67, R68)."""
-    content = signed_bytes(request, head)
-    for signer in message.signers:
-        if pkcs7.verify(message, content, signer, rsa_floor=state.profile.rsa_floor):
-            return signer
-    raise SecurityViolation("the signature does not verify")  # R68, R78
+    return pkcs7.signer_of(message, signed_bytes(request, head), rsa_floor=state.profile.rsa_floor)

@@ -155,11 +155,12 @@ def _check_fresh(request: SetVariable, existing: Variable, head: EnhancedHead) -
 
 def _identity(signed_data: bytes, content: bytes, profile: Profile) -> bytes:
     """SHA-256 of the tbsCertificate of whoever signed ``content``."""
-    message = pkcs7.parse(signed_data, allows_signed_attributes=profile.allows_signed_attributes)
-    for signer in message.signers:
-        if pkcs7.verify(message, content, signer, rsa_floor=profile.rsa_floor):
-            return certificate_id(signer)
-    raise SecurityViolation("the signature does not verify")  # R68, R78
+    message = pkcs7.parse(
+        signed_data,
+        allows_signed_attributes=profile.allows_signed_attributes,
+        one_signer=profile.one_signer,
+    )
+    return certificate_id(pkcs7.signer_of(message, content, rsa_floor=profile.rsa_floor))
 
 
 def certificate_id(certificate: x509.Certificate) -> bytes:

@@ -5,7 +5,7 @@ may be is `authenticated`'s business.
 """
 
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Final
 
 from cryptography import x509
@@ -19,6 +19,7 @@ from cvars.variables.certificates import load, usable_key
 from cvars.variables.refusals import SecurityViolation
 
 MAX_CERTIFICATES: Final = 16  # carried by one message (R15)
+MAX_SIGNERS: Final = 4  # where more than one is allowed (R15)
 MAX_ATTRIBUTES: Final = 16  # signed attributes (R15)
 
 OID_DATA: Final = x509.ObjectIdentifier("1.2.840.113549.1.7.1")
@@ -106,16 +107,20 @@ class _AttributeSet:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A SignedData of the only accepted shape (R67). ``signers``: the certificates that the SignerInfo names."""
+    """A SignedData of the only accepted shape (R67). ``signers``: the certificates that the SignerInfo names.
+
+    ``others``: the same message by its further signers, where a profile allows them.
+    """
 
     signers: tuple[x509.Certificate, ...]
     certificates: tuple[x509.Certificate, ...]
     digest: hashes.HashAlgorithm
     signature: bytes
     attributes: tuple[Attribute, ...] | None
+    others: tuple["Message", ...] = ()
 
 
-def parse(der: bytes, *, allows_signed_attributes: bool = True) -> Message:
+def parse(der: bytes, *, allows_signed_attributes: bool = True, one_signer: bool = True) -> Message:
     """Parse ``der``, with or without ContentInfo (R66), and hold it to R67.
 
     Raises:
@@ -134,33 +139,34 @@ def parse(der: bytes, *, allows_signed_attributes: bool = True) -> Message:
     if data.content_info.content_type != OID_DATA:
         raise SecurityViolation("content type is not data")  # R67
     infos = data.signer_infos.as_list()
-    if len(infos) != 1:
+    if len(infos) != 1 and (one_signer or not 0 < len(infos) <= MAX_SIGNERS):
         raise SecurityViolation(f"{len(infos)} signers")  # R67
-    info = infos[0]
-    if info.version != 1:
-        raise SecurityViolation(f"SignerInfo version {info.version}")  # R67
-    if info.digest_algorithm.algorithm != algorithms[0].algorithm:
-        raise SecurityViolation("the signer uses another digest than the message lists")  # R67
-    encryption = info.digest_encryption_algorithm.algorithm
-    if encryption != OID_RSA and encryption.dotted_string != combined:
-        raise SecurityViolation("signature is not RSASSA-PKCS1-v1_5")  # R67
     carried = data.certificates or []
     if len(carried) > MAX_CERTIFICATES:
         raise SecurityViolation(f"{len(carried)} certificates")  # R15
-    certificates = [load(_whole(tlv)) for tlv in carried]
-    attributes = None
-    if info.authenticated_attributes is not None:
-        if not allows_signed_attributes:
-            raise SecurityViolation("signed attributes")  # R67
-        attributes = tuple(info.authenticated_attributes.as_list())
-        if len(attributes) > MAX_ATTRIBUTES:
-            raise SecurityViolation(f"{len(attributes)} signed attributes")  # R15
-    sid = info.issuer_and_serial_number
-    readable = tuple(c for c in certificates if c is not None)
-    if len(readable) != len(certificates):
+    certificates = tuple(c for tlv in carried if (c := load(_whole(tlv))) is not None)
+    if len(certificates) != len(carried):
         raise SecurityViolation("a certificate that cannot be read")  # R66
-    signers = tuple(c for c in readable if c.serial_number == sid.serial_number and c.issuer == sid.issuer)
-    return Message(signers, readable, digest, info.encrypted_digest, attributes)
+    messages = []
+    for info in infos:
+        if info.version != 1:
+            raise SecurityViolation(f"SignerInfo version {info.version}")  # R67
+        if info.digest_algorithm.algorithm != algorithms[0].algorithm:
+            raise SecurityViolation("the signer uses another digest than the message lists")  # R67
+        encryption = info.digest_encryption_algorithm.algorithm
+        if encryption != OID_RSA and encryption.dotted_string != combined:
+            raise SecurityViolation("signature is not RSASSA-PKCS1-v1_5")  # R67
+        attributes = None
+        if info.authenticated_attributes is not None:
+            if not allows_signed_attributes:
+                raise SecurityViolation("signed attributes")  # R67
+            attributes = tuple(info.authenticated_attributes.as_list())
+            if len(attributes) > MAX_ATTRIBUTES:
+                raise SecurityViolation(f"{len(attributes)} signed attributes")  # R15
+        sid = info.issuer_and_serial_number
+        signers = tuple(c for c in certificates if c.serial_number == sid.serial_number and c.issuer == sid.issuer)
+        messages.append(Message(signers, certificates, digest, info.encrypted_digest, attributes))
+    return replace(messages[0], others=tuple(messages[1:])) if messages[1:] else messages[0]
 
 
 def _whole(tlv: asn1.TLV) -> bytes:
@@ -189,6 +195,20 @@ def _begins_with_integer(der: bytes) -> bool:
     first_length = der[1] if len(der) > 1 else 0
     inner = 2 + (first_length & 0x7F if first_length & 0x80 else 0)
     return der[inner : inner + 1] == b"\x02"
+
+
+def signer_of(message: Message, content: bytes, *, rsa_floor: int) -> x509.Certificate:
+    """The certificate that made ``message`` over ``content``; further signers must verify as well (R67, R68).
+
+    Raises:
+        SecurityViolation: nobody did.
+    """
+    found = next((s for s in message.signers if verify(message, content, s, rsa_floor=rsa_floor)), None)
+    if found is None:
+        raise SecurityViolation("the signature does not verify")  # R68, R78
+    for other in message.others:
+        signer_of(other, content, rsa_floor=rsa_floor)  # R67
+    return found
 
 
 def verify(message: Message, content: bytes, signer: x509.Certificate, *, rsa_floor: int) -> bool:

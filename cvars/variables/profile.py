@@ -61,6 +61,7 @@ class Profile:
     unterminated: EfiStatus = field(
         default=EfiStatus.ACCESS_DENIED, metadata=_about("R8", "name without NUL, or of size 0")
     )
+    keeps_name_tail: bool = field(default=False, metadata=_about("R8", "units behind a name's first NUL are kept"))
     payload_overhead: int = field(default=40, metadata=_about("R11", "bytes that GetPayloadSize does not count"))
     enhanced: bool = field(default=False, metadata=_about("R36", "enhanced authentication is implemented"))
     enhanced_refusal: EfiStatus = field(
@@ -73,6 +74,7 @@ class Profile:
     checks_time_in_setup_mode: bool = field(
         default=True, metadata=_about("R65", "time stamps advance in setup mode too")
     )
+    one_signer: bool = field(default=True, metadata=_about("R67", "exactly one signer, else all must verify"))
     allows_signed_attributes: bool = field(
         default=True, metadata=_about("R67", "signed attributes are verified, not refused")
     )

@@ -173,6 +173,9 @@ def test_R8_P05_names_end_with_a_nul(svc):
     ):
         assert status_of(ask(svc, message(2, A.bytes_le + struct.pack("<Q", size) + raw))) == status, (size, raw)
     assert status_of(ask(svc, access(1, A, b"V\0a\0r\0\0\0x\0\0\0", data=bytes(9)))) == 0  # cut at the first NUL
+    tail = service(keeps_name_tail=True)
+    assert status_of(ask(tail, access(3, A, b"V\0\0\0x\0\0\0", 7, b"v"))) == 0
+    assert status_of(ask(tail, access(1, A, "V", data=bytes(9)))) == S.NOT_FOUND
     rounds = service(odd_name=PROFILES["edk2"].odd_name)
     assert status_of(ask(rounds, access(3, A, name16("Var") + b"x", 7, b"v"))) == 0
     assert status_of(ask(rounds, access(1, A, "Var", data=b"-"))) == 0

@@ -64,13 +64,9 @@ def ssl(tmp_path_factory):
 def accepts(der, *, content=CONTENT, floor=2048):
     """The signer certificate, or None when the message is refused."""
     try:
-        message = pkcs7.parse(der)
+        return pkcs7.signer_of(pkcs7.parse(der), content, rsa_floor=floor)
     except SecurityViolation:
         return None
-    for who in message.signers:
-        if pkcs7.verify(message, content, who, rsa_floor=floor):
-            return who
-    return None
 
 
 @pytest.mark.rule("R66", "R67", "P14")
@@ -166,6 +162,23 @@ def test_R67_P14_other_shapes_are_refused(ssl):
     ssl.run("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "ec.key")
     ssl.certificate("ec")
     assert accepts(ssl.sign("ec")) is None
+
+
+def test_R67_several_signers_are_a_choice_and_all_must_verify(ssl):
+    der = ssl.sign("alice", "bob")
+    message = pkcs7.parse(der, one_signer=False)
+    who = pkcs7.signer_of(message, CONTENT, rsa_floor=2048)
+    assert who in message.signers
+    assert len(message.others) == 1
+    with pytest.raises(SecurityViolation):
+        pkcs7.signer_of(message, CONTENT + b"x", rsa_floor=2048)
+    last = der[:-1] + bytes([der[-1] ^ 1])  # one of the two signatures
+    with pytest.raises(SecurityViolation):
+        pkcs7.signer_of(pkcs7.parse(last, one_signer=False), CONTENT, rsa_floor=2048)
+    ssl.certificate("dave").certificate("erin")
+    many = ssl.sign("alice", "bob", "carol", "dave", "erin")
+    with pytest.raises(SecurityViolation):
+        pkcs7.parse(many, one_signer=False)
 
 
 def test_R67_signed_attributes_are_verified(ssl):
