@@ -208,7 +208,7 @@ def tests_by_id():
 def main(words):
     """Run all mutants, print what became of each, and sum up."""
     os.chdir(ROOT)
-    os.environ.setdefault("PYTHONDONTWRITEBYTECODE", "1")
+    os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     made = [m for path in SOURCES for m in mutants_of(path)]
     listing = "--list" in words
     words = [w for w in words if not w.startswith("--")]
