@@ -125,7 +125,16 @@ class Certificate:
         return load_key(self.spki)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
+def load_p256(spki: bytes) -> ec.EllipticCurvePublicKey | None:
+    """A P-256 key; None for anything else."""
+    key = load_key(spki)
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+        return key
+    return None
+
+
+@lru_cache(maxsize=256)
 def load_key(spki: bytes) -> PublicKey | None:
     """An RSA or EC public key from its SubjectPublicKeyInfo; None for anything else."""
     try:
@@ -237,11 +246,11 @@ def _extensions(fields: list[Item]) -> tuple[dict[str, Extension], tuple[str, ..
 def signed_by(key: PublicKey | None, algorithm: bytes, signature: bytes, signed: bytes) -> bool:
     """Whether ``key`` made ``signature`` over ``signed``; only PSS/SHA-384/salt 48 and ECDSA/SHA-256 exist."""
     try:
-        if isinstance(key, rsa.RSAPublicKey) and algorithm in PSS_SHA384:
+        if algorithm in PSS_SHA384 and isinstance(key, rsa.RSAPublicKey):
             pss = padding.PSS(padding.MGF1(hashes.SHA384()), salt_length=48)
             key.verify(signature, signed, pss, hashes.SHA384())
             return True
-        if isinstance(key, ec.EllipticCurvePublicKey) and algorithm in ECDSA_SHA256:
+        if algorithm in ECDSA_SHA256 and isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
             return True
     except InvalidSignature:

@@ -211,6 +211,21 @@ def test_the_layouts_have_the_specified_sizes_and_the_fast_ones_agree(rng):
         assert fast.to_bytes() == raw
 
 
+def test_the_fast_layouts_of_a_quote_agree_with_the_declared_ones(tdx):
+    for version, body in ((4, None), (5, 2), (5, 3)):
+        raw = tdx.launch(bytes(4096)).quote(REPORT_DATA, version, body_type=body, header={"user_data": b"u" * 20})
+        quote, header = parse_quote(raw), QUOTE_HEADER.parse(raw[:48])
+        assert all(getattr(quote, field.name) == header[field.name] for field in QUOTE_HEADER.subcons)
+        at = 48 if version == 4 else 54
+        declared = TD_REPORT.parse(raw[at : at + 584])
+        for field in TD_REPORT.subcons:
+            mine = getattr(quote.body, field.name)
+            assert (list(mine) if field.name == "rtmr" else mine) == declared[field.name]
+        enclave = SGX_REPORT.parse(quote.qe_report_raw)
+        for name in ("cpu_svn", "misc_select", "attributes", "mr_enclave", "mr_signer", "isv_prod_id", "isv_svn"):
+            assert getattr(quote.qe_report, name) == enclave[name]
+
+
 def test_the_strict_reader_agrees_with_cryptography_on_real_certificates(vectors):
     import warnings
 

@@ -19,6 +19,7 @@ from cvars.attest.certificates import (
     Certificate,
     issued,
     load_crl,
+    load_p256,
 )
 from cvars.attest.der import DerError
 from cvars.attest.evidence import MAX_EVENT_LOG, TdxEvidence
@@ -121,8 +122,7 @@ def _link(child: Certificate, parent: Certificate) -> None:
         raise Refused(f"{child.common_name} is not signed with ECDSA and SHA-256")
     if not parent.may_sign_certificates:
         raise Refused(f"{parent.common_name} may not sign certificates")
-    key = parent.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+    if load_p256(parent.spki) is None:
         raise Refused(f"{parent.common_name} has no P-256 key")
     if child.unknown_critical:
         raise Refused(f"{child.common_name} has an unknown critical extension")
@@ -143,8 +143,8 @@ def raw_signature_by(key: ec.EllipticCurvePublicKey, signature: bytes, signed: b
 
 
 def _p256(certificate: Certificate) -> ec.EllipticCurvePublicKey:
-    key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+    key = load_p256(certificate.spki)
+    if key is None:
         raise Refused(f"{certificate.common_name} has no P-256 key")
     return key
 
