@@ -147,6 +147,9 @@ def array(value: Any, what: str) -> list[Any]:  # noqa: ANN401
 
 def octets(value: Any, size: int, what: str) -> bytes:  # noqa: ANN401
     """``value`` as an array of exactly ``size`` integers 0..255."""
-    if len(array(value, what)) != size or not all(type(b) is int and 0 <= b <= 255 for b in value):
-        raise JsonError(f"{what} is not {size} octets")
-    return bytes(value)
+    if len(array(value, what)) == size and {int}.issuperset(map(type, value)):  # no bool, and fast
+        try:
+            return bytes(value)
+        except (ValueError, OverflowError):
+            pass
+    raise JsonError(f"{what} is not {size} octets")

@@ -58,12 +58,28 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
     return bytes(data)
 
 
+def parse_document(raw: bytes, model: type[BaseModel], *, status: int) -> dict[str, Any]:
+    """Strict JSON that ``model`` accepts: the document itself, in its own order. Raises ``Problem``."""
+    document = _json(raw, status)
+    _validated(document, model, status)
+    return dict(document)
+
+
 def parse_model(raw: bytes, model: type[_Model], *, status: int) -> _Model:
     """Strict JSON into ``model``. Raises ``Problem`` with ``status``: 401 under /kbs, else 400."""
+    return _validated(_json(raw, status), model, status)
+
+
+def _json(raw: bytes, status: int) -> Any:  # noqa: ANN401
     try:
-        return model.model_validate(strict_json(raw), strict=True)
+        return strict_json(raw)
     except Malformed as error:
         raise Problem(status, "JSON", str(error), kind="SerdeError", reason="request.malformed") from None
+
+
+def _validated(document: Any, model: type[_Model], status: int) -> _Model:  # noqa: ANN401
+    try:
+        return model.model_validate(document, strict=True)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         detail = f"{'.'.join(str(p) for p in first['loc'])[:100]}: {first['msg'][:100]}"

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from cvars.broker.policy.load import PolicyError
 
-TIMEOUT_S: Final = 2.0
-MEMORY_BYTES: Final = 1024 * 1024 * 1024  # address space of the worker
+TIMEOUT_S: Final = 5.0
+MEMORY_BYTES: Final = 256 * 1024 * 1024  # of the worker, beyond the loaded interpreter
 MAX_TEXT: Final = 64 * 1024
 
 _HEAD: Final = "package policy default allow = false"
@@ -102,18 +102,21 @@ def _worker(text: str, claims: Mapping[str, Any], data: Mapping[str, Any]) -> st
     return None if answer == b"true" else "REGO-DENY"
 
 
-#: the worker: limits first, then one query; prints exactly ``true`` or ``false``
+#: the worker: limits before the query (the interpreter reserves address space when it is loaded, so memory is
+#: counted from there); prints exactly ``true`` or ``false``
 _CHILD: Final = """
 import base64, json, resource, sys
 task = json.loads(base64.b64decode(sys.stdin.buffer.read()))
-resource.setrlimit(resource.RLIMIT_AS, (task["memory"], task["memory"]))
 resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
 from regopy import Interpreter
 rego = Interpreter()
+with open("/proc/self/statm") as statm:
+    used = int(statm.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + task["memory"],) * 2)
 rego.add_module("policy", task["policy"])
 rego.add_data_json(json.dumps(task["data"]))
 rego.set_input(task["input"])
-found = json.loads(str(rego.query("data.policy.allow")))
-value = found["expressions"][0] if isinstance(found, dict) else None
+text = str(rego.query("data.policy.allow"))
+value = False if text == "undefined" else json.loads(text)["expressions"][0]
 sys.stdout.write({True: "true", False: "false"}[value] if isinstance(value, bool) else "neither")
 """

@@ -1,5 +1,6 @@
 """Trustee's KBS protocol 0.4.0: auth, attest, resource (key-release 1)."""
 
+import hashlib
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Final
@@ -7,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Request, Response
 
-from cvars.broker.http import call_of, in_thread, json_response, parse_model, read_body
+from cvars.broker.http import call_of, in_thread, json_response, parse_document, parse_model, read_body
 from cvars.broker.messages import AttestReply, AttestRequest, AuthReply, AuthRequest, Jwe
 from cvars.broker.openapi import documented
 from cvars.broker.policy.model import is_part
@@ -40,11 +41,12 @@ async def attest(request: Request) -> Response:
     call = call_of(request, "attest")
     cookie = cookie_of(request)
     try:
-        body = parse_model(await read_body(request), AttestRequest, status=401)
+        raw = await read_body(request)
+        document = parse_document(raw, AttestRequest, status=401)
     except Problem:
         broker.abandon(cookie)
         raise
-    document = body.model_dump(by_alias=True)
+    call.evidence = hashlib.sha256(raw).hexdigest()
     token, session = await in_thread(request, lambda: broker.attest(call, cookie, document))
     answer = json_response({"token": token})
     assert cookie is not None

@@ -131,7 +131,7 @@ class Broker:
         self, call: Call, session: Session, body: Mapping[str, Any], as_received: str, now: float
     ) -> Attested:
         runtime, evidence = body["runtime-data"], body["tee-evidence"]
-        call.evidence = hashlib.sha256(compact(evidence)).hexdigest()
+        call.evidence = call.evidence or hashlib.sha256(compact(evidence)).hexdigest()
         nonce = runtime["nonce"]
         if not session.knows_nonce(nonce):
             raise self._no(call, Problem(401, "KBS-NONCE", "not the nonce of this session"))

@@ -16,8 +16,7 @@ MAX_DEPTH: Final = 16
 MAX_MEMBERS: Final = 4096
 MAX_INTEGER: Final = (1 << 64) - 1
 
-_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_BRACKET: Final = re.compile(rb"[\[{\]}]")
+_SCALARS: Final = frozenset({int, float, str, bool, type(None)})
 _LONG: Final = re.compile(rb"[0-9]{19}")
 _B64URL: Final = re.compile(r"[A-Za-z0-9_-]*")
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})*")
@@ -91,8 +90,6 @@ def strict_json(raw: bytes, *, max_depth: int = MAX_DEPTH, max_members: int = MA
         Malformed: not UTF-8, nested too deep, too many members, a member twice, an integer beyond
             64 bits, NaN or Infinity, or a lone surrogate.
     """
-    if raw.count(b"[") + raw.count(b"{") > max_depth:
-        _check_depth(raw, max_depth)
     members = 0
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,6 +114,8 @@ def strict_json(raw: bytes, *, max_depth: int = MAX_DEPTH, max_members: int = MA
         raise
     except (ValueError, RecursionError):
         raise Malformed("not JSON") from None
+    if raw.count(b"[") + raw.count(b"{") > max_depth and _too_deep(value, max_depth):
+        raise Malformed(f"nested deeper than {max_depth}")
     if b"\\u" in raw:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -125,12 +124,19 @@ def strict_json(raw: bytes, *, max_depth: int = MAX_DEPTH, max_members: int = MA
     return value
 
 
-def _check_depth(raw: bytes, limit: int) -> None:
-    depth = 0
-    for bracket in _BRACKET.finditer(_STRING.sub(b"", raw)):
-        depth += 1 if bracket.group() in b"[{" else -1
-        if depth > limit:
-            raise Malformed(f"nested deeper than {limit}")
+def _too_deep(value: Any, limit: int) -> bool:  # noqa: ANN401 - any JSON value
+    """Whether containers are nested deeper than ``limit``. The parser itself stops at its recursion limit."""
+    level = [value]
+    for _ in range(limit + 1):
+        below: list[Any] = []
+        for one in level:
+            items = one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+            if not _SCALARS.issuperset(map(type, items)):
+                below += [item for item in items if isinstance(item, dict | list)]
+        if not below:
+            return False
+        level = below
+    return True
 
 
 def _no_constant(_name: str) -> float:
