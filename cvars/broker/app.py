@@ -31,6 +31,7 @@ from cvars.broker.sessions import MemorySessions, Sessions
 from cvars.broker.sessions_db import DatabaseSessions
 from cvars.broker.tokens import TokenIssuer
 from cvars.broker.verifier import Verifier
+from cvars.errors import NotYet
 from cvars.release.statements import SigningKey, load_private
 
 _MODELS = [
@@ -225,6 +226,8 @@ def read_key(config: BrokerConfig, source: str, what: str) -> bytes:
             key = bytes.fromhex(text)
         except ValueError:
             raise ConfigMistake(f"{what}: {source} is not hex") from None
+    elif source.startswith("pkcs11:"):
+        raise NotYet(f"{what} in a PKCS#11 token", hint="use a file, env:NAME or credential:NAME")
     elif source.startswith("credential:"):
         folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
         key = read_private_file(Path(folder) / source[11:], what)

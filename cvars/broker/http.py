@@ -19,10 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cvars.broker.audit import bounded
+from cvars.broker.claims import Call
 from cvars.broker.database import DatabaseDown
 from cvars.broker.problems import Problem
 from cvars.broker.record import Refused
-from cvars.broker.service import Call
 from cvars.release.encoding import Malformed, strict_json
 
 MAX_BODY: Final = 512 * 1024

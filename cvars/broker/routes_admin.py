@@ -8,12 +8,13 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from cvars.broker import checkpoints, messages
 from cvars.broker import record as rules
 from cvars.broker.anchors import Exists
+from cvars.broker.claims import Call
 from cvars.broker.http import call_of, in_thread, json_response, parse_model, read_body
 from cvars.broker.openapi import documented
 from cvars.broker.policy.load import PolicyError
 from cvars.broker.problems import Problem
 from cvars.broker.record import Change, Record
-from cvars.broker.service import Broker, Call
+from cvars.broker.service import Broker
 from cvars.broker.views import describe
 from cvars.store.anchor import AnchorPoint
 

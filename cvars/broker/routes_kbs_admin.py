@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Path, Request, Response
 
 from cvars.broker import messages
+from cvars.broker.claims import Call
 from cvars.broker.http import in_thread, json_response, parse_model, read_body
 from cvars.broker.openapi import documented
 from cvars.broker.policy.load import PolicyError
@@ -13,7 +14,7 @@ from cvars.broker.problems import Problem
 from cvars.broker.resources import MAX_RESOURCE
 from cvars.broker.routes_admin import authorised
 from cvars.broker.routes_kbs import resource_path
-from cvars.broker.service import Broker, Call
+from cvars.broker.service import Broker
 from cvars.release.encoding import Malformed, b64url_decode, strict_json
 
 router: Final = APIRouter(prefix="/kbs/v0", tags=["kbs administration"])

@@ -33,6 +33,7 @@ NOUNS: Final[tuple[str, ...]] = (
     "vars",
 )
 COMMANDS: Final[tuple[str, ...]] = (
+    "aproxy",
     "demo",
     "replay",
 )
