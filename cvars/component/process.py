@@ -50,18 +50,19 @@ class Options:
 
 
 class Server:
-    """A booted component behind its socket, until somebody stops it or it must stop itself."""
+    """A booted component behind its socket, until ``over`` is set or it must stop itself."""
 
     def __init__(
         self,
         component: Component,
         listener: socket.socket,
+        over: threading.Event,
         *,
         reports: ReportSource | None,
         capture: CaptureWriter | None,
     ) -> None:
         self._component = component
-        self._over = threading.Event()
+        self._over = over
         self._fatal: BaseException | None = None
         self._server = SocketServer(
             listener,
@@ -73,7 +74,7 @@ class Server:
         )
 
     def run(self) -> None:
-        """Serve until ``stop``. Raises the ``StoreError`` that made it stop by itself."""
+        """Serve until ``over``. Raises the ``StoreError`` that made it stop by itself."""
         wait_s = 0.0
         server = self._server.start()
         while not self._over.wait(wait_s):
@@ -87,10 +88,6 @@ class Server:
             cause = self._fatal.__cause__
             raise cause if isinstance(cause, StoreError) else AnchorFenced(str(self._fatal))
 
-    def stop(self) -> None:
-        """End `run`; safe in a signal handler."""
-        self._over.set()
-
     def _must_stop(self, error: BaseException) -> None:
         self._fatal = error
         self._over.set()
@@ -102,6 +99,9 @@ def serve(options: Options, ready: Callable[[Component], None]) -> None:
     Raises:
         CvarsError: why the guest was not started, or had to stop. Nothing half-made is left behind.
     """
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # during the boot as well: a lease that was taken is given back
+        signal.signal(number, lambda *_: over.set())
     with ExitStack() as stack:
         init_data = _read_init_data(options.init_data)
         trace = stack.enter_context(_trace(options.trace))
@@ -126,13 +126,10 @@ def serve(options: Options, ready: Callable[[Component], None]) -> None:
             skip_checks=options.skip_checks,
         )
         clean = False
-        component = None
         try:
             around = Surroundings(FileMedium(blob), broker, secrets.token_bytes, time.monotonic, trace)
             component = boot(init_data, settings, around)
-            server = Server(component, listener, reports=hardware.reports, capture=capture)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: server.stop())
+            server = Server(component, listener, over, reports=hardware.reports, capture=capture)
             ready(component)
             server.run()
             component.close()
@@ -145,7 +142,7 @@ def _read_init_data(path: Path) -> InitData:
     try:
         return parse(path.read_text())
     except FileNotFoundError:
-        raise UsageMistake(f"no such init-data file: {path}", hint="cvars broker vm add writes one") from None
+        raise UsageMistake(f"no such init-data file: {path}", hint="cvars guest init writes one") from None
     except (Malformed, UnicodeDecodeError) as error:
         raise BadInput(str(error), where=str(path)) from error
     except OSError as error:

@@ -23,14 +23,18 @@ class Machine:
         )
         self.url = serve.wait_for("ready on").split("ready on ", 1)[1].split()[0]
 
-    def start(self, name: str, *options: str, code: int | None = None):
-        """Start the component; (process, socket). ``code``: it is expected to end at once with that exit code."""
-        socket = self.sockets / f"{name}.sock"
-        component = self.processes.start(
+    def launch(self, name: str, *options: str):
+        """Start the component and do not wait."""
+        return self.processes.start(
             "component", "guest", "run", "--tee", "tdx", "--store", str(self.folder / "vm.fd"),
             "--broker", self.url, "--init-data", str(self.folder / "vm.toml"),
-            "--listen", f"unix:{socket}", "--hardware", str(self.folder / "hardware"), "--json", *options,
+            "--listen", f"unix:{self.sockets / name}.sock", "--hardware", str(self.folder / "hardware"),
+            "--json", *options,
         )  # fmt: skip
+
+    def start(self, name: str, *options: str, code: int | None = None):
+        """Start the component; (process, socket). ``code``: it is expected to end at once with that exit code."""
+        component, socket = self.launch(name, *options), self.sockets / f"{name}.sock"
         if code is None:
             component.wait_for('"ready": true')
         else:
