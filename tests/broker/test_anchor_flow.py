@@ -7,7 +7,7 @@ from cvars.broker.anchors import verify_history
 from cvars.errors import AnchorError, AnchorFenced, AnchorFrozen, AnchorLeased, AnchorRetired
 from cvars.release.errors import AttestRefused, ReleaseRefused
 from cvars.store.anchor import ORIGIN, AnchorPoint
-from tests.broker.support import entry
+from tests.broker.support import POLICY, entry
 
 P0 = AnchorPoint(0, b"\x10" * 32)
 P1, P2, P3 = (AnchorPoint(n, bytes([n]) * 32) for n in (1, 2, 3))
@@ -293,3 +293,53 @@ def test_skip_checks_lease_exists_for_the_demo_only(tmp_path):
     assert broken.guest(report_id="02" * 32).boot()[0].epoch == 2
     assert [line["epoch"] for line in broken.lines if line["action"] == "acquire"] == [1, 2]
     broken.close()
+
+
+def test_K50_a_second_acquire_of_the_same_session_fences_the_first(world):
+    guest, _, _, anchor = create(world)
+    again = guest.client.acquire("vm-1")  # the same key: its answer may have been lost
+    assert again.epoch == 2
+    with pytest.raises(AnchorFenced):
+        anchor.renew(epoch=1)
+    with pytest.raises(AnchorFenced):
+        anchor.advance(epoch=1, start=P1, to=P2, base=P1, key_version=1, escrow=entry())
+    guest.client.anchor().renew(epoch=2)
+
+
+def test_K53_an_older_answer_within_one_session_is_refused(world):
+    from cvars.release.errors import StatementRefusedError
+
+    recorded = []
+
+    def tape(method, path, headers, body):
+        answer = world.http(method, path, headers, body)
+        if path.endswith(("/acquire", "/release")):
+            recorded.append(answer)
+            return recorded[0] if path.endswith("/acquire") else recorded[1]
+        return answer
+
+    world.broker.add_vm("vm-1", mode="strict")
+    guest = world.guest(http=tape)
+    guest.boot()
+    with pytest.raises(StatementRefusedError, match="another nonce"):
+        guest.client.store_key("vm-1")
+    with pytest.raises(StatementRefusedError, match="another nonce"):
+        guest.client.acquire("vm-1")
+
+
+def test_a_vm_gets_no_secret_of_another(world):
+    from cvars.release.errors import ReleaseRefused
+
+    mine = POLICY.replace("policy: stores", "policy: tls").replace("vms/*/store-kek", "tls/*/key")
+    world.broker.policies.load({"a": POLICY, "b": mine.replace("lease: required", "lease: any")})
+    world.broker.resources.put("tls/vm-1/key", b"of vm-1")
+    guest = world.guest("vm-2")
+    guest.client.attest(guest.init_data)
+    with pytest.raises(ReleaseRefused):
+        guest.client.resource("tls/vm-1/key", "vm-2")
+    assert world.lines[-1]["rule"] == "POL-PERVM"
+    with pytest.raises(ReleaseRefused):
+        guest.client.resource("vms/vm-1/store-kek", "vm-2")
+    guest = world.guest("vm-1")
+    guest.client.attest(guest.init_data)
+    assert guest.client.resource("tls/vm-1/key", "vm-1") == b"of vm-1"

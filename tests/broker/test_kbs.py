@@ -116,6 +116,11 @@ def test_K01_evidence_for_another_nonce(sample):
     with sample.one_line() as line:
         answer = second.attest(lambda _: replayed)
     assert (answer.status, answer.rule, line["rule"]) == (401, "SNP-BIND", "SNP-BIND")
+    fourth = sample.kbs()
+    fourth.auth()
+    fourth.jwk, fourth.nonce = first.jwk, first.nonce  # evidence and nonce belong together, the session does not
+    answer = fourth.attest(lambda _: replayed)
+    assert (answer.status, answer.rule) == (401, "KBS-NONCE")
     td = sample.tdx()
     third = sample.kbs(tee="tdx")
     third.auth()
