@@ -84,9 +84,8 @@ class AnchorStore:
 
     def get(self, vm_id: str) -> Record | None:
         """The record as it is now."""
-        with self._db.read() as connection:
-            row = connection.execute(_SELECT, {"b_vm": vm_id}).mappings().first()
-        return None if row is None else _record(dict(row))
+        row = self._db.one(_SELECT, {"b_vm": vm_id})
+        return None if row is None else _record(dict(zip(_NAMES, row, strict=True)))
 
     def all(self) -> list[Record]:
         """Every record, by name."""

@@ -188,6 +188,16 @@ class Database:
         with _outside(), self.engine.begin() as connection:
             yield connection
 
+    def one(self, statement: Any, parameters: Mapping[str, Any]) -> tuple[Any, ...] | None:  # noqa: ANN401
+        """The first row of a constant SELECT, on the driver itself; columns in the statement's order."""
+        if self.sqlite:
+            with self._driver() as connection:
+                row = Cursor(connection.cursor(), self.engine.dialect).run(statement, parameters).fetchone()
+        else:
+            with self.statements() as cursor:
+                row = cursor.run(statement, parameters).fetchone()
+        return None if row is None else tuple(row)
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator["Cursor"]:
         """One transaction on the driver itself, for the hot path of the anchor; durable when the block ends.

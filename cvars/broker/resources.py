@@ -8,7 +8,9 @@ from cvars.broker.database import RESOURCES, USES, Database
 from cvars.broker.secrets import Keyring
 
 MAX_RESOURCE: Final = 64 * 1024  # bytes
-_GET: Final = sa.select(RESOURCES).where(RESOURCES.c.path == sa.bindparam("b_path"))
+_GET: Final = sa.select(RESOURCES.c.wrapped, RESOURCES.c.version, RESOURCES.c.policy_digest).where(
+    RESOURCES.c.path == sa.bindparam("b_path")
+)
 
 
 class Resources:
@@ -20,11 +22,11 @@ class Resources:
 
     def get(self, path: str) -> bytes | None:
         """The plaintext, for one request only."""
-        with self._db.read() as connection:
-            row = connection.execute(_GET, {"b_path": path}).first()
+        row = self._db.one(_GET, {"b_path": path})
         if row is None:
             return None
-        return self._keyring.unwrap(bytes(row.wrapped), binding(path, row.version, row.policy_digest))
+        wrapped, version, policy_digest = row
+        return self._keyring.unwrap(bytes(wrapped), binding(path, version, policy_digest))
 
     def put(self, path: str, secret: bytes, *, policy_digest: str = "") -> int:
         """Store or replace; returns the new version."""

@@ -17,7 +17,6 @@ MAX_MEMBERS: Final = 4096
 MAX_INTEGER: Final = (1 << 64) - 1
 
 _SCALARS: Final = frozenset({int, float, str, bool, type(None)})
-_LONG: Final = re.compile(rb"[0-9]{19}")
 _B64URL: Final = re.compile(r"[A-Za-z0-9_-]*")
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})*")
 
@@ -107,15 +106,13 @@ def strict_json(raw: bytes, *, max_depth: int = MAX_DEPTH, max_members: int = MA
             raw.decode("utf-8"),
             object_pairs_hook=pairs,
             parse_constant=_no_constant,
-            parse_int=_integer if _LONG.search(raw) else None,  # the hook is slow: only where it can matter
             parse_float=_number,
         )
     except Malformed:
         raise
     except (ValueError, RecursionError):
         raise Malformed("not JSON") from None
-    if raw.count(b"[") + raw.count(b"{") > max_depth and _too_deep(value, max_depth):
-        raise Malformed(f"nested deeper than {max_depth}")
+    _check(value, max_depth)
     if b"\\u" in raw:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -124,29 +121,28 @@ def strict_json(raw: bytes, *, max_depth: int = MAX_DEPTH, max_members: int = MA
     return value
 
 
-def _too_deep(value: Any, limit: int) -> bool:  # noqa: ANN401 - any JSON value
-    """Whether containers are nested deeper than ``limit``. The parser itself stops at its recursion limit."""
-    level = [value]
-    for _ in range(limit + 1):
+def _check(value: Any, max_depth: int) -> None:  # noqa: ANN401 - any JSON value
+    """Depth and integers of a parsed document. The parser itself stops at its recursion limit."""
+    level = [[value]]
+    for _ in range(max_depth + 1):
         below: list[Any] = []
-        for one in level:
-            items = one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
-            if not _SCALARS.issuperset(map(type, items)):
-                below += [item for item in items if isinstance(item, dict | list)]
+        for items in level:
+            kinds = set(map(type, items))
+            if int in kinds:
+                numbers = items if len(kinds) == 1 else [n for n in items if type(n) is int]
+                if max(numbers) > MAX_INTEGER or min(numbers) < -MAX_INTEGER:
+                    raise Malformed("an integer beyond 64 bits")
+            if not _SCALARS.issuperset(kinds):
+                below += [list(one.values()) if isinstance(one, dict) else one
+                          for one in items if isinstance(one, dict | list)]  # fmt: skip
         if not below:
-            return False
+            return
         level = below
-    return True
+    raise Malformed(f"nested deeper than {max_depth}")
 
 
 def _no_constant(_name: str) -> float:
     raise Malformed("NaN and Infinity are not JSON")
-
-
-def _integer(text: str) -> int:
-    if len(text) > 20 or abs(int(text)) > MAX_INTEGER:
-        raise Malformed("an integer beyond 64 bits")
-    return int(text)
 
 
 def _number(text: str) -> float:
