@@ -8,7 +8,7 @@ from cvars.errors import StoreRolledBack
 from cvars.formats import qemu_json
 from cvars.mm.service import VariableService
 from cvars.variables.model import Variable
-from cvars.variables.names import KEK
+from cvars.variables.names import DBX, KEK
 from tests.bridge.support import (
     BUFFER,
     INVALID_ADDRESS,
@@ -24,7 +24,7 @@ from tests.bridge.support import (
 from tests.mm.kit import POLICY, VARIABLE, access, entry, following, get, message, policy, put, status_of
 from tests.store.world import World
 from tests.variables.kit import A
-from tests.variables.pki import AUTH, auth, esl, time
+from tests.variables.pki import AUTH, SHA256, auth, esl, time
 from tests.variables.test_authenticated import KEK_OWNER, PRIVATE, STRANGER, Guest, write
 
 
@@ -114,8 +114,9 @@ def test_R3_R4_R5_message_length_and_unknown_messages_leave_memory_alone():
             assert after == raw
 
 
+@pytest.mark.rule("R14", "R125", "P24")
 def test_R14_R125_a_rolled_back_store_is_noticed_and_holds_values_and_pins_together():
-    """The host puts back an image from before a private variable was made."""
+    """The host puts back an image from before dbx and a private variable were written."""
     world = World()
     store = world.boot()
     VariableService(dict(store.variables), commit=store.commit).handle(VARIABLE, put(A, "Before", 7, b"x"))
@@ -123,6 +124,8 @@ def test_R14_R125_a_rolled_back_store_is_noticed_and_holds_values_and_pins_toget
     old = bytes(world.medium.image)
     store = world.boot()
     service = VariableService(dict(store.variables), commit=store.commit)
+    revoked = auth(None, DBX, esl(bytes(32), kind=SHA256))
+    assert status_of(service.handle(VARIABLE, put(DBX.vendor_guid, "dbx", AUTH, revoked))) == 0
     data = auth(STRANGER, PRIVATE, b"mine")
     assert status_of(service.handle(VARIABLE, put(A, "Private", AUTH, data))) == 0
     assert store.variables[PRIVATE] == Variable(AUTH, b"mine", time(2024), store.variables[PRIVATE].signer)

@@ -353,6 +353,11 @@ def test_R15_P09_long_and_crowded_chains_are_given_up():
     with refused("SECURITY_VIOLATION", guest):
         write(guest, chain[-1], DB, HASHES[1], extra=chain[1:-1])
     write(guest, chain[5], DB, HASHES[1], extra=chain[1:5])
+    private = Guest()
+    with refused("SECURITY_VIOLATION", private):
+        write(private, chain[-1], PRIVATE, b"x", extra=chain[:-1])  # no end of the path within bounds
+    write(private, chain[5], PRIVATE, b"x", extra=chain[:5])
+    write(private, chain[5], PRIVATE, b"y", when=time(2025), extra=chain[:5])
     crowd = [signer(1, "c0", serial=5000 + n) for n in range(15)]
     leaf = signer(2, "leaf", issuer=signer(3, "c0"), ca=False)
     start = clock.process_time()

@@ -62,7 +62,7 @@ def test_R25_what_is_read_starts_with_the_certificate_identifier():
     assert guest.power_cycle().value(V) == shown
 
 
-@pytest.mark.rule("R65", "R75", "R61", "R52", "R68", "R78")
+@pytest.mark.rule("R40", "R52", "R61", "R63", "R64", "R65", "R66", "R68", "R75", "R78")
 def test_time_advances_and_only_the_authority_writes():
     guest = made()
     for who, when in ((OWNER, time(2024)), (OWNER, time(2023)), (OTHER, time(2025))):
@@ -85,7 +85,7 @@ def test_time_advances_and_only_the_authority_writes():
     guest.set(V, data(OTHER, b"mine"), ATTRIBUTES)
 
 
-@pytest.mark.rule("R65", "R61", "R75")
+@pytest.mark.rule("R40", "R61", "R65", "R75")
 def test_a_nonce_is_not_repeated_and_not_zero():
     guest = made(nonce=b"first")
     with refused("SECURITY_VIOLATION", guest):
