@@ -5,6 +5,8 @@ import shutil
 import subprocess
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat import asn1
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -162,6 +164,54 @@ def test_R67_P14_other_shapes_are_refused(ssl):
     ssl.run("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "ec.key")
     ssl.certificate("ec")
     assert accepts(ssl.sign("ec")) is None
+
+
+def rebuilt(der, change):
+    """The message decoded, changed, and encoded again."""
+    decoded = asn1.decode_der(pkcs7.SignedData, unwrap(der))
+    change(decoded)
+    return asn1.encode_der(decoded)
+
+
+def test_R67_one_digest_algorithm_and_version_1(ssl):
+    good = ssl.sign("alice")
+    assert rebuilt(good, lambda _data: None) == unwrap(good)
+    first = asn1.decode_der(pkcs7.SignedData, unwrap(good)).digest_algorithms.as_list()[0]
+    second = pkcs7.AlgorithmIdentifier(algorithm=list(pkcs7.DIGESTS)[1], parameters=None)
+    for algorithms in ([], [first, second], [second], [first, first]):
+        changed = rebuilt(good, lambda d, a=algorithms: setattr(d, "digest_algorithms", asn1.SetOf(a)))
+        assert accepts(changed) is None
+    for version in (0, 2, 3):
+        assert accepts(rebuilt(good, lambda d, v=version: setattr(d, "version", v))) is None
+
+    def signer_version(data):
+        info = data.signer_infos.as_list()[0]
+        info.version = 3
+        data.signer_infos = asn1.SetOf([info])
+
+    assert accepts(rebuilt(good, signer_version)) is None
+
+
+@pytest.mark.rule("R15", "P09")
+def test_R15_P09_signed_attributes_are_bounded(ssl):
+    good = ssl.sign("alice", options=())
+    assert accepts(good) is not None
+
+    def crowd(number):
+        def change(data):
+            info = data.signer_infos.as_list()[0]
+            one = info.authenticated_attributes.as_list()[0]
+            many = [
+                pkcs7.Attribute(type=x509.ObjectIdentifier(f"1.2.3.{n}"), values=one.values) for n in range(number)
+            ]
+            info.authenticated_attributes = asn1.SetOf(many)
+            data.signer_infos = asn1.SetOf([info])
+
+        return rebuilt(good, change)
+
+    assert len(pkcs7.parse(crowd(16)).attributes) == 16
+    with pytest.raises(SecurityViolation):
+        pkcs7.parse(crowd(17))
 
 
 def test_R67_several_signers_are_a_choice_and_all_must_verify(ssl):

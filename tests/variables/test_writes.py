@@ -274,6 +274,7 @@ def test_R51_the_number_of_variables_is_bounded():
     guest.set("More", b"x")
 
 
+@pytest.mark.rule("R51", "R119")
 def test_R119_reserves_and_the_user_quota():
     guest = Guest(limits=Limits(nv_pool=2000 + OWN, boot_reserve=500))
     guest.set("A", bytes(1200))
