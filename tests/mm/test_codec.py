@@ -216,6 +216,18 @@ def test_R10_P02_a_reply_holds_the_request_and_nothing_else(svc):
         assert reply[60:] == (b"value" + bytes(room - 5) if room >= 5 else bytes(room))
 
 
+def test_R23_R27_too_small_says_what_is_needed(svc):
+    reply = ask(svc, get(A, "Var", 4))
+    assert status_of(reply) == S.BUFFER_TOO_SMALL
+    assert reply[16:52] == A.bytes_le + struct.pack("<QQI", 5, 8, 7)
+    assert reply[52:] == name16("Var") + bytes(4)
+    raw = following(A, "", 2, room=64)
+    first = len(name16(next(iter(svc.state.table)).name))
+    reply = ask(svc, raw)
+    assert status_of(reply) == S.BUFFER_TOO_SMALL
+    assert reply[16:] == raw[16:32] + struct.pack("<Q", first) + raw[40:]  # name and GUID as sent
+
+
 def test_R11_payload_size_is_what_one_message_carries(svc):
     reply = ask(svc, message(11, bytes(8)))
     assert struct.unpack_from("<Q", reply, 16) == (64 * 1024 - 24 - 16,)

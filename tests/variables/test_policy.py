@@ -412,7 +412,7 @@ def info(svc, name, room, *, command=6, vendor=A, size=None, length=None):
     return ask(svc, raw if length is None else raw[:length])
 
 
-@pytest.mark.rule("R111", "P28")
+@pytest.mark.rule("R101", "R111", "P28")
 def test_R111_P28_info_of_the_best_match(svc):
     exact, wild, space = entry(A, "V0", low=3), entry(A, "V#"), entry(A, None)
     locked = entry(B, "L", lock=3, state=(A, 9, "State"))
