@@ -48,13 +48,15 @@ _RENEW: Final = (
 _RING: Final = (
     sa.select(HISTORY.c.version, HISTORY.c.escrow, HISTORY.c.escrow_bytes, HISTORY.c.start_counter,
               HISTORY.c.start_root, HISTORY.c.key_version)
-    .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.escrow.is_not(None))
+    .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.version >= sa.bindparam("b_from"))
+    .where(HISTORY.c.escrow.is_not(None))
     .order_by(HISTORY.c.version)
 )  # fmt: skip
 _RING_SIZES: Final = (
     sa.select(HISTORY.c.version, HISTORY.c.escrow_bytes, HISTORY.c.start_counter, HISTORY.c.start_root,
               HISTORY.c.key_version)
-    .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.escrow.is_not(None))
+    .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.version >= sa.bindparam("b_from"))
+    .where(HISTORY.c.escrow.is_not(None))
     .order_by(HISTORY.c.version)
 )  # fmt: skip
 _APPEND: Final = sa.insert(HISTORY)
@@ -65,7 +67,8 @@ _DESTROY: Final = sa.delete(VM_KEYS).where(
 _NAMES: Final = tuple(c.name for c in VMS.c)
 _FORGET: Final = (
     sa.update(HISTORY)
-    .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.version <= sa.bindparam("b_upto"))
+    .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.version >= sa.bindparam("b_from"))
+    .where(HISTORY.c.version <= sa.bindparam("b_upto"))
     .where(HISTORY.c.escrow.is_not(None))
     .values(escrow=sa.null())
 )
@@ -92,16 +95,13 @@ class AnchorStore:
         with self._db.read() as connection:
             return [_record(dict(r)) for r in connection.execute(sa.select(VMS).order_by(VMS.c.vm_id)).mappings()]
 
-    def escrow(self, vm_id: str) -> bytes:
-        """The sealed entries of the ring, oldest first."""
-        with self._db.read() as connection:
-            return b"".join(bytes(row.escrow) for row in connection.execute(_RING, {"b_vm": vm_id}))
-
     def read_consistent(self, vm_id: str) -> tuple[Record, bytes]:
         """Record and ring of one instant."""
         with self._db.write() as connection:
             row = connection.execute(_SELECT, {"b_vm": vm_id}).mappings().one()
-            ring = b"".join(bytes(r.escrow) for r in connection.execute(_RING, {"b_vm": vm_id}))
+            ring = b"".join(
+                bytes(r.escrow) for r in connection.execute(_RING, {"b_vm": vm_id, "b_from": row["ring_from"]})
+            )
         return _record(dict(row)), ring
 
     def enrol(self, record: Record, *, now: float, reason: str) -> Record:
@@ -186,7 +186,7 @@ class AnchorStore:
             return None
         cursor.run(_APPEND, line)
         if forget:
-            cursor.run(_FORGET, {"b_vm": record.vm_id, "b_upto": forget})
+            cursor.run(_FORGET, {"b_vm": record.vm_id, "b_from": record.ring_from, "b_upto": forget})
         for key_version in change.destroy:
             cursor.run(_DESTROY, {"b_vm": record.vm_id, "b_key": key_version})
         if change.create is not None:
@@ -198,9 +198,10 @@ class AnchorStore:
         added = len(change.item.data) if change.item else 0
         if not change.restart and change.drop_below is None and after.ring_bytes + added <= RING_BYTES:
             return replace(after, ring_bytes=after.ring_bytes + added), 0
-        kept = list(cursor.run(_RING_SIZES, {"b_vm": after.vm_id}).fetchall())
         if change.restart:
-            return replace(after, ring_bytes=added), kept[-1][0] if kept else 0
+            return replace(after, ring_bytes=added, ring_from=after.version), after.version - 1
+        ring = cursor.run(_RING_SIZES, {"b_vm": after.vm_id, "b_from": after.ring_from})
+        kept = list(ring.fetchall())
         forget, size = 0, sum(row[1] for row in kept) + added
         while kept and (size > RING_BYTES or (change.drop_below is not None and kept[0][4] < change.drop_below)):
             gone = kept.pop(0)
@@ -209,7 +210,8 @@ class AnchorStore:
             base = AnchorPoint(kept[0][2], bytes(kept[0][3]))
         else:
             base = change.item.start if change.item else after.point
-        return replace(after, ring_bytes=size, base=base), forget
+        start = max(after.ring_from, forget + 1)
+        return replace(after, ring_bytes=size, ring_from=start, base=base), forget
 
     def _fresh_key(self, vm_id: str, key_version: int) -> dict[str, Any]:
         wrapped = self._keyring.wrap(self._keyring.random(32), f"vm-master/{vm_id}/{key_version}".encode())
@@ -291,6 +293,7 @@ def _row(record: Record) -> dict[str, Any]:
         "base_counter": record.base.counter,
         "base_root": record.base.root,
         "ring_bytes": record.ring_bytes,
+        "ring_from": record.ring_from,
         "key_version": record.key_version,
         "key_old": record.key_old,
         "key_written_epoch": record.key_written_epoch,
@@ -322,6 +325,7 @@ def _record(row: Mapping[str, Any]) -> Record:
         advance_epoch=row["advance_epoch"],
         base=AnchorPoint(row["base_counter"], bytes(row["base_root"])),
         ring_bytes=row["ring_bytes"],
+        ring_from=row["ring_from"],
         key_version=row["key_version"],
         key_old=row["key_old"],
         key_written_epoch=row["key_written_epoch"],

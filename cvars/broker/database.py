@@ -35,6 +35,7 @@ VMS: Final = sa.Table(
     sa.Column("base_counter", sa.BigInteger, nullable=False),
     sa.Column("base_root", sa.LargeBinary(32), nullable=False),
     sa.Column("ring_bytes", sa.BigInteger, nullable=False),
+    sa.Column("ring_from", sa.BigInteger, nullable=False),  # history version of the oldest item
     sa.Column("key_version", sa.BigInteger, nullable=False),
     sa.Column("key_old", sa.BigInteger),
     sa.Column("key_written_epoch", sa.BigInteger),  # first epoch that advanced under key_version after a rotation
@@ -166,7 +167,7 @@ class Database:
         @sa.event.listens_for(engine, "connect")
         def configure(connection: Any, _record: object) -> None:  # noqa: ANN401 - DBAPI connection
             connection.isolation_level = None  # transactions are begun below, explicitly
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=FAST"):
                 connection.execute(f"PRAGMA {pragma}")
 
         @sa.event.listens_for(engine, "begin")

@@ -52,6 +52,7 @@ class Record:
     advance_epoch: int = 0
     base: AnchorPoint = ORIGIN
     ring_bytes: int = 0
+    ring_from: int = 1
     key_version: int = 1
     key_old: int | None = None
     key_written_epoch: int | None = None

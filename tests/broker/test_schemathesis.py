@@ -222,7 +222,7 @@ def test_generated_requests_find_nothing_undocumented(driver):
 
 @pytest.mark.exhaustive
 def test_5000_generated_requests(driver):
-    driver.run(27)
+    driver.run(36)
     count, past, good = check(driver)
     assert count >= 5000
     assert past >= 0.25

@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("base_counter", sa.BigInteger, nullable=False),
         sa.Column("base_root", sa.LargeBinary(32), nullable=False),
         sa.Column("ring_bytes", sa.BigInteger, nullable=False),
+        sa.Column("ring_from", sa.BigInteger, nullable=False),
         sa.Column("key_version", sa.BigInteger, nullable=False),
         sa.Column("key_old", sa.BigInteger),
         sa.Column("key_written_epoch", sa.BigInteger),
