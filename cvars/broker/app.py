@@ -145,7 +145,12 @@ def create_app(
     answer_exceptions(app)
     _with_schemas(app)
     app.router.redirect_slashes = False
-    return Edge(app, random=broker.random, observe=metrics.request if metrics is not None else _ignore)
+    return Edge(
+        app,
+        random=broker.random,
+        observe=metrics.request if metrics is not None else _ignore,
+        direct=routes_kbs.HOT,
+    )
 
 
 def _ignore(*_: object) -> None:

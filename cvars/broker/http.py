@@ -7,7 +7,7 @@ answer with one of the two bodies; an exception that nobody expected is a 500 wi
 import asyncio
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import anyio.to_thread
@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from cvars.broker.audit import bounded
 from cvars.broker.claims import Call
@@ -109,15 +109,17 @@ def json_response(document: Any, *, status: int = 200, headers: dict[str, str] |
 def answer_exceptions(app: FastAPI) -> None:
     """Every exception becomes one of the two bodies."""
 
-    async def handle(request: Request, error: Exception) -> Response:
-        request_id = request.state.request_id
-        problem = problem_of(error, path=request.url.path, request_id=request_id)
-        body, content_type = problem.body(request.url.path, request_id)
-        close = {"connection": "close"} if problem.status in (408, 413) else None
-        return Response(body, problem.status, headers=close, media_type=content_type)
-
     for kind in (Problem, Refused, DatabaseDown, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, handle)
+        app.add_exception_handler(kind, answer_exception)
+
+
+async def answer_exception(request: Request, error: Exception) -> Response:
+    """The answer that ``error`` stands for."""
+    request_id = request.state.request_id
+    problem = problem_of(error, path=request.url.path, request_id=request_id)
+    body, content_type = problem.body(request.url.path, request_id)
+    close = {"connection": "close"} if problem.status in (408, 413) else None
+    return Response(body, problem.status, headers=close, media_type=content_type)
 
 
 def problem_of(error: Exception, *, path: str, request_id: str) -> Problem:
@@ -140,18 +142,24 @@ def problem_of(error: Exception, *, path: str, request_id: str) -> Problem:
 
 
 class Edge:
-    """The outermost ASGI layer: request ids, header limits, security headers."""
+    """The outermost ASGI layer: request ids, header limits, security headers.
+
+    ``direct``: hot handlers by (method, path), or by (method, prefix ending in /). They need nothing that routing
+    works out, and are called without it; the framework's routes for them remain, as their documentation.
+    """
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: FastAPI,
         *,
         random: Callable[[int], bytes],
         observe: Callable[[str, str, int], None],
+        direct: Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]],
     ) -> None:
         self._app = app
         self._random = random
         self._observe = observe
+        self._direct = direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -178,13 +186,35 @@ class Edge:
             await emit({"type": "http.response.start", "status": 431, "headers": headers})
             await emit({"type": "http.response.body", "body": body})
             return
+        handler = self._hot(scope)
+        if handler is not None:
+            scope["app"] = self._app
+            request = Request(scope, receive)
+            try:
+                response = await handler(request)
+            except Exception as error:
+                response = await answer_exception(request, error)
+            await response(scope, receive, emit)
+            return
         try:
             await self._app(scope, receive, emit)
         except Exception:
             if not started:
                 raise
 
+    def _hot(self, scope: Scope) -> Callable[[Request], Awaitable[Response]] | None:
+        method, path = scope["method"], scope["path"]
+        found = self._direct.get((method, path))
+        if found is not None:
+            scope["direct"] = path
+            return found
+        for (wanted, prefix), handler in self._direct.items():
+            if prefix.endswith("/") and wanted == method and path.startswith(prefix):
+                scope["direct"] = prefix
+                return handler
+        return None
+
 
 def _route(scope: Scope) -> str:
     route = scope.get("route")
-    return str(getattr(route, "path", "other"))
+    return str(scope.get("direct") or getattr(route, "path", "other"))

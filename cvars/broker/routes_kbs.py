@@ -1,6 +1,7 @@
 """Trustee's KBS protocol 0.4.0: auth, attest, resource (key-release 1)."""
 
 import hashlib
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Final
@@ -57,6 +58,11 @@ async def attest(request: Request) -> Response:
 @router.get("/resource/{repository}/{type}/{tag}", **documented(reply=Jwe, errors=(401, 403, 404), kbs=True))
 async def resource(request: Request, repository: str, type: str, tag: str) -> Response:  # noqa: A002, ARG001
     """Receive a secret, encrypted to the attested key."""
+    return await get_resource(request)
+
+
+async def get_resource(request: Request) -> Response:
+    """The work of `resource`: the path is read as it was sent."""
     broker: Broker = request.app.state.broker
     call = call_of(request, "resource")
     path = resource_path(request, "/kbs/v0/resource/")
@@ -109,3 +115,11 @@ def _set_cookie(request: Request, answer: Response, cookie: str, expires: float)
     when = format_datetime(datetime.fromtimestamp(expires, UTC), usegmt=True)
     secure = "; Secure" if request.url.scheme == "https" else ""
     answer.headers["set-cookie"] = f"{COOKIE}={cookie}; Expires={when}; Path=/; HttpOnly; SameSite=Strict{secure}"
+
+
+#: what a fleet that boots asks for, without the framework's routing
+HOT: Final[Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]]] = {
+    ("POST", "/kbs/v0/auth"): auth,
+    ("POST", "/kbs/v0/attest"): attest,
+    ("GET", "/kbs/v0/resource/"): get_resource,
+}

@@ -127,7 +127,11 @@ def _check(value: Any, max_depth: int) -> None:  # noqa: ANN401 - any JSON value
     for _ in range(max_depth + 1):
         below: list[Any] = []
         for items in level:
-            kinds = set(map(type, items))
+            try:
+                bytes(items)  # octets, the bulk of evidence: nothing to look for
+                continue
+            except (TypeError, ValueError, OverflowError):
+                kinds = set(map(type, items))
             if int in kinds:
                 numbers = items if len(kinds) == 1 else [n for n in items if type(n) is int]
                 if max(numbers) > MAX_INTEGER or min(numbers) < -MAX_INTEGER:
