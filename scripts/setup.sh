@@ -15,13 +15,13 @@ command -v "$PYTHON" >/dev/null 2>&1 || die "$PYTHON is not installed" "on Debia
 "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null ||
     die "this Python has no venv module" "on Debian: apt-get install python3-venv"
 
-want=$(cat $LOCKS pyproject.toml | "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+want=$({ "$PYTHON" --version; cat $LOCKS pyproject.toml; } | "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
 [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$want" ] && exit 0
 [ -L .venv ] && exit 0   # somebody's own environment, kept as it is
 [ -w . ] || die "$(pwd) is read-only" "clone into a folder that you may write to"
 
 undo() { rm -rf .venv .venv-setup.log; }
-trap 'undo; exit 130' INT TERM
+trap 'undo; exit 130' INT TERM HUP
 run() {
     "$@" >.venv-setup.log 2>&1 && return 0
     what=$(grep -iE 'error|no space|could not' .venv-setup.log | tail -n 1)

@@ -1,7 +1,7 @@
 """Looking for plaintext: would a byte search of what the host holds find a name or a value?
 
 Each needle is looked for as it is, as hex (both cases) and base64 (all three alignments, both alphabets), and
-inside everything that zlib, gzip or raw deflate can open. Names are looked for in UTF-16LE and ASCII.
+inside every zlib or gzip stream (one level deep). Names are looked for in UTF-16LE and ASCII.
 """
 
 import base64

@@ -93,7 +93,7 @@ def init(folder: Path, *, random: Callable[[int], bytes] = secrets.token_bytes) 
     if (folder / "broker.toml").exists() or (folder / "keys").exists():
         raise UsageMistake(f"{folder} has a broker already", hint="choose another folder; nothing was changed")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "keys").mkdir(mode=0o700)
         for name in ("policies", "references", "checkpoints", "collateral"):
             (folder / name).mkdir(exist_ok=True)

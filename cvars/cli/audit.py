@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from cvars.cli.later import add_missing
-from cvars.cli.output import JsonOption, QuietOption, VerboseOption, emit, say, table
+from cvars.cli.output import JsonOption, QuietOption, VerboseOption, answer, emit, say, table
 from cvars.cli.places import read_bytes
-from cvars.errors import OutsideFailure
+from cvars.errors import OutsideFailure, UsageMistake
 
 app = typer.Typer(no_args_is_help=True, help="What the host can see.")
 
@@ -34,14 +34,21 @@ def host_view(
         (s.name, s.seen.image_size, len(s.commits), s.sealed_bytes, s.sealed_entropy or "") for s in view.stores
     ]
     table(("STORE", "BYTES", "LOG RECORDS", "SEALED BYTES", "ENTROPY"), rows)
-    say("No names, no values: the rest is ciphertext, padded to size classes.")
+    strange = [s.name for s in view.stores if not s.seen.creation and not any(b.header for b in s.seen.banks)]
+    for name in strange or ([] if files else [str(p) for p in stores]):
+        say(f"{name}: no sealed store here: nothing can be said of what it shows")
+    if files and not strange:
+        say("Clear fields are those above; the rest of each record is sealed and padded to size classes.")
     if out is not None:
+        if any(file.exists() and out.exists() and out.samefile(file) for file in files):
+            raise UsageMistake(f"{out} is one of the stores: it is left alone", hint="name another: --out FILE")
         try:
             out.write_text(render(view, simulated=False))
         except OSError as error:
             raise OutsideFailure(f"the report cannot be written: {error.strerror}", where=str(out)) from error
         say(f"report: {out}")
     emit("cvars.audit.host-view/1", view.as_json())
+    answer(yes=bool(files) and not strange)
 
 
 add_missing(app, "audit")

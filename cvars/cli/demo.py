@@ -32,7 +32,7 @@ def command(
         raise UsageMistake(f"--tee is one of snp, tdx, not {tee!r}")
     report = run(tee, out, without=test_without, tell=say)
     say()
-    say(f"What the host saw: sizes and times of writes. No names, no values.     {out / 'host-view.html'}")
+    say(f"{report.host_saw:<70} {out / 'host-view.html'}")
     say(f"Everything that crossed the call boundary, for Wireshark or replay:     {out / 'boot.pcap'}")
     say(SIMULATED_NOTE)
     emit("cvars.demo/1", report.as_json(), simulated=True)

@@ -35,6 +35,7 @@ def run(
         str | None, typer.Option("--listen", help="unix:PATH of the call boundary's socket.")
     ] = None,
     pcap: Annotated[Path | None, typer.Option("--pcap", help="Capture every message (link type 302).")] = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Write zeros for values in the capture (P38).")] = False,
     trace: Annotated[Path | None, typer.Option("--trace", help="Append events as JSON Lines.")] = None,
     scenario: Annotated[
         Path | None, typer.Option("--scenario", help="Play this scenario as the guest, then power off.")
@@ -52,11 +53,15 @@ def run(
     from cvars.component.boot import TESTABLE_CHECKS, Component  # noqa: PLC0415
     from cvars.component.process import Options, serve  # noqa: PLC0415
     from cvars.lab.guest_process import play_beside  # noqa: PLC0415
+    from cvars.lab.scenario import read_scenario  # noqa: PLC0415
 
     _one_of("--tee", tee, _TEES)
     _one_of("--on-rollback", on_rollback, ("repair", "refuse"))
     for check in test_without or ():
         _one_of("--test-without", check, tuple(sorted(TESTABLE_CHECKS)))
+    codes: list[int] = []
+    if scenario is not None:
+        read_scenario(read_text(scenario), str(scenario))  # a mistake in it must not cost a boot
     socket = unix_path(listen) if listen else runtime_dir() / f"guest-{os.getpid()}.sock"
 
     def ready(component: Component) -> None:
@@ -74,7 +79,7 @@ def run(
             simulated=True,
         )
         if scenario is not None:
-            play_beside(socket, scenario)
+            play_beside(socket, scenario, codes)
 
     serve(
         Options(
@@ -87,11 +92,14 @@ def run(
             on_rollback=on_rollback,
             takeover=takeover,
             pcap=pcap,
+            redact=redact,
             trace=trace,
             skip_checks=frozenset(test_without or ()),
         ),
         ready,
     )
+    if any(codes):
+        raise typer.Exit(codes[0])
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 from cvars import __version__
 from cvars.cli.later import LATER, noun_app
 from cvars.cli.output import SPEECH, fail, say
-from cvars.errors import CvarsError, ExitCode
+from cvars.errors import CvarsError, ExitCode, OutsideFailure
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,9 +73,11 @@ def run() -> None:
         fail(_usage(error))
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(int(ExitCode.INTERRUPTED)) from None
-    except BrokenPipeError:
+    except BrokenPipeError:  # nobody reads what we say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(int(ExitCode.OUTSIDE)) from None
+    except OSError as error:
+        fail(OutsideFailure(f"{error.strerror or error}", where=str(error.filename or "")))
     except Exception as bug:
         if SPEECH.verbose:
             traceback.print_exc()

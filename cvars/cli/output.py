@@ -22,6 +22,7 @@ __all__ = [
     "emit",
     "fail",
     "not_yet",
+    "plain",
     "say",
     "table",
 ]
@@ -66,11 +67,16 @@ def say(text: str = "", *, err: bool = False) -> None:
         print(text, file=sys.stderr if err else sys.stdout, flush=True)
 
 
+def plain(value: object) -> str:
+    """``value`` as text without control characters or surrogates: names and values are the guest's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print aligned columns, two spaces apart, cut to 100 characters."""
     if SPEECH.as_json or SPEECH.quiet:
         return
-    cells = [[str(c) for c in row] for row in [head, *rows]]
+    cells = [[plain(c) for c in row] for row in [head, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     for row in cells:
         say("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()[:100])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cvars.cli.later import add_missing
-from cvars.cli.output import SPEECH, JsonOption, QuietOption, VerboseOption, emit, not_yet, say, table
+from cvars.cli.output import SPEECH, JsonOption, QuietOption, VerboseOption, emit, not_yet, plain, say, table
 from cvars.cli.places import read_bytes, unix_path
 from cvars.errors import CvarsError, ExitCode, OutsideFailure, UsageMistake
 
@@ -88,11 +88,11 @@ def get(
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    say(f"Name        {key.name}")
+    say(f"Name        {plain(key.name)}")
     say(f"GUID        {key.vendor_guid} ({guid_word(key.vendor_guid)})")
     say(f"Attributes  {attribute_words(attributes)} ({attributes:#x})")
     say(f"Bytes       {len(data)}")
-    say(f"Value       {meaning(key, data)}")
+    say(f"Value       {plain(meaning(key, data))}")
     emit(
         "cvars.vars.get/1",
         {"name": key.name, "guid": str(key.vendor_guid), "attributes": attributes, "data": data.hex()},
@@ -103,7 +103,7 @@ def get(
 def set_(
     name: NameArgument,
     file: Annotated[
-        Path, typer.Argument(help="The value's bytes; with --auth a signed update (-: standard input).")
+        Path, typer.Argument(help="The value's bytes; with AT in --attributes a signed update; -: standard input.")
     ],
     guest: GuestOption = None,
     store: StoreOption = None,
@@ -125,6 +125,10 @@ def set_(
     key = parse_name(name)
     bits = parse_attributes(attributes) | (0x40 if append else 0)
     data = read_bytes(file)
+    if not data:
+        raise UsageMistake(
+            f"{file} is empty: setting it would delete {key.name}", hint=f"cvars vars delete {name}"
+        )
     with _firmware(guest, store, fd) as firmware:
         firmware.set(key, bits, data)
     say(f"{key.name}: {len(data)} bytes {'appended' if append else 'set'}")

@@ -17,7 +17,7 @@ from cvars.release.client import BrokerClient
 from cvars.release.http_anchor import HttpAnchor
 from cvars.release.initdata import InitData
 from cvars.store import Medium, Mode, Store, StoreConfig, StoreKeys, mount
-from cvars.trace import AnchorFencedEvent, GuestBooted, GuestBootRefused, Trace
+from cvars.trace import GuestBooted, GuestBootRefused, Trace
 from cvars.variables.limits import Limits
 from cvars.variables.profile import Profile
 from svsm_bridge.errors import GuestMustStop
@@ -52,11 +52,10 @@ class Surroundings:
 class Component:
     """A booted component: serves MM messages of one guest until it is stopped or fenced."""
 
-    def __init__(self, store: Store, service: VariableService, claims: Claimant, trace: Trace) -> None:
+    def __init__(self, store: Store, service: VariableService, claims: Claimant) -> None:
         self.manifests: ManifestSource = manifest_source(claims)
         self._store = store
         self._service = service
-        self._trace = trace
         self._lock = threading.Lock()
         self._stopped: StoreError | None = None
 
@@ -106,6 +105,7 @@ class Component:
         """Clean shutdown: close record, last anchor, lease given back. Raises ``StoreError``: not clean."""
         with self._lock:
             if self._stopped is None:
+                self._stopped = AnchorFenced("the component was stopped")
                 self._store.close()
 
     def _must_run(self) -> None:
@@ -114,8 +114,6 @@ class Component:
 
     def _stop(self, error: StoreError) -> GuestMustStop:
         self._stopped = error
-        if isinstance(error, AnchorFenced):
-            self._trace(AnchorFencedEvent(epoch=self._store.session))
         return GuestMustStop(str(error))
 
 
@@ -157,7 +155,7 @@ def _boot(init_data: InitData, settings: Settings, around: Surroundings) -> Comp
             write_version=acquired.key_version,
         )
         identity = broker.identity(vm_id)
-    except Exception:
+    except BaseException:
         with suppress(StoreError):
             anchor.seal(epoch=acquired.epoch, point=acquired.point)
         raise
@@ -181,9 +179,11 @@ def _boot(init_data: InitData, settings: Settings, around: Surroundings) -> Comp
     )
     around.trace(GuestBooted(epoch=acquired.epoch, counter=store.point.counter, variables=len(store.variables)))
     claims = Claimant(vm_id, store, service, identity, config.window_s, simulated=True)
-    return Component(store, service, claims, around.trace)
+    return Component(store, service, claims)
 
 
 def _stricter(asked: str, init_data: InitData) -> str:
     measured = init_data.data.get("cvars.on-rollback", "repair")
+    if measured not in ("repair", "refuse"):
+        raise UsageMistake(f"measured init-data: cvars.on-rollback is repair or refuse, not {measured!r}")
     return "refuse" if "refuse" in (asked, measured) else "repair"

@@ -6,15 +6,16 @@ This is where files, sockets, clocks and randomness enter.
 import fcntl
 import os
 import secrets
+import select
 import signal
 import socket
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cvars import __version__
 from cvars.component.boot import Component, Settings, Surroundings, boot
@@ -31,6 +32,8 @@ from svsm_bridge.errors import GuestMustStop
 from svsm_bridge.service import ReportSource
 from svsm_bridge.transports.socket import SocketServer, listen
 
+PCAP_MAGIC: Final = b"\xd4\xc3\xb2\xa1"
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -45,8 +48,29 @@ class Options:
     on_rollback: str = "repair"
     takeover: bool = False
     pcap: Path | None = None
+    redact: bool = False
     trace: Path | None = None
     skip_checks: frozenset[str] = frozenset()
+
+
+class Stop:
+    """Says that it is over; safe to set in a signal handler, which must take no lock."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def set(self) -> None:
+        """It is over."""
+        self._is_set = True
+        with suppress(BlockingIOError):
+            os.write(self._write, b"x")
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is over, at the latest after ``seconds``."""
+        if not self._is_set:
+            select.select([self._read], [], [], seconds)
+        return self._is_set
 
 
 class Server:
@@ -56,7 +80,7 @@ class Server:
         self,
         component: Component,
         listener: socket.socket,
-        over: threading.Event,
+        over: "Stop",
         *,
         reports: ReportSource | None,
         capture: CaptureWriter | None,
@@ -99,7 +123,7 @@ def serve(options: Options, ready: Callable[[Component], None]) -> None:
     Raises:
         CvarsError: why the guest was not started, or had to stop. Nothing half-made is left behind.
     """
-    over = threading.Event()
+    over = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):  # during the boot as well: a lease that was taken is given back
         signal.signal(number, lambda *_: over.set())
     with ExitStack() as stack:
@@ -109,7 +133,7 @@ def serve(options: Options, ready: Callable[[Component], None]) -> None:
         blob = stack.enter_context(_locked(options.store))
         hardware = simulated_hardware(options.tee, options.hardware, init_data)
         listener = stack.enter_context(_listener(options.listen))
-        capture = stack.enter_context(_capture(options.pcap))
+        capture = stack.enter_context(_capture(options.pcap, redact=options.redact, store=options.store))
         broker = BrokerClient(
             http_transport(options.broker),
             pins=init_data.broker_keys,
@@ -129,10 +153,11 @@ def serve(options: Options, ready: Callable[[Component], None]) -> None:
         try:
             around = Surroundings(FileMedium(blob), broker, secrets.token_bytes, time.monotonic, trace)
             component = boot(init_data, settings, around)
-            server = Server(component, listener, over, reports=hardware.reports, capture=capture)
-            ready(component)
-            server.run()
-            component.close()
+            with ExitStack() as booted:
+                booted.callback(component.close)  # whatever happens from here on, the lease is given back
+                server = Server(component, listener, over, reports=hardware.reports, capture=capture)
+                ready(component)
+                server.run()
             clean = True
         finally:
             trace(ComponentStopped(clean=clean))
@@ -204,16 +229,23 @@ def _answers(path: Path) -> bool:
 
 
 @contextmanager
-def _capture(path: Path | None) -> Iterator[CaptureWriter | None]:
+def _capture(path: Path | None, *, redact: bool, store: Path) -> Iterator[CaptureWriter | None]:
+    """The capture; it holds variable values, so only its owner may read it. Never written over the store."""
     if path is None:
         yield None
         return
+    if path.exists() and (not path.is_file() or path.samefile(store)):
+        raise UsageMistake(f"{path} is no place for a capture: it is left alone", hint="name a file of its own")
+    if path.is_file() and path.stat().st_size and path.read_bytes()[:4] != PCAP_MAGIC:
+        raise UsageMistake(f"{path} is there and is no capture: it is left alone", hint="name another file")
     try:
-        out = path.open("wb", buffering=0)
+        out = os.fdopen(
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb", buffering=0
+        )
     except OSError as error:
         raise OutsideFailure(f"the capture cannot be written: {error.strerror}", where=str(path)) from error
     with out:
-        yield CaptureWriter(out, clock=time.time)
+        yield CaptureWriter(out, clock=time.time, redact=redact)
 
 
 @contextmanager
@@ -222,7 +254,7 @@ def _trace(path: Path | None) -> Iterator[Trace]:
         yield silent
         return
     try:
-        out = path.open("a")
+        out = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "a")
     except OSError as error:
         raise OutsideFailure(f"the trace cannot be written: {error.strerror}", where=str(path)) from error
     with out:

@@ -16,6 +16,7 @@ _HASHES: Final = {
     UUID("093e0fae-a6c4-4f50-9f1b-d41e2b89c19a"): "SHA-512",
     UUID("826ca512-cf10-4ac9-b187-be01496631bd"): "SHA-1",
 }
+_WORDS: Final = 60
 _ORDERS: Final = ("BootOrder", "DriverOrder", "SysPrepOrder", "BootNext", "BootCurrent")
 _OPTIONS: Final = ("Boot", "Driver", "SysPrep", "PlatformRecovery")
 _LIST: Final = struct.Struct("<16sIII")
@@ -24,7 +25,7 @@ _LIST: Final = struct.Struct("<16sIII")
 def meaning(key: Key, data: bytes) -> str:
     """A few words, at most about 60 characters."""
     try:
-        return _known(key, data) or _plain(data)
+        return (_known(key, data) or _plain(data))[:_WORDS]
     except (ValueError, IndexError, struct.error):
         return _plain(data)
 

@@ -70,9 +70,13 @@ def attribute_words(attributes: int) -> str:
 def parse_attributes(text: str) -> int:
     """``NV,BS,RT`` or a number. Raises ``UsageMistake``."""
     try:
-        return int(text, 0)
+        number = int(text, 0)
     except ValueError:
-        pass
+        number = None
+    if number is not None:
+        if not 0 <= number <= 0xFFFFFFFF:
+            raise UsageMistake(f"attributes are 32 bits: {text}")
+        return number
     try:
         return sum({_BITS[word.strip().upper()] for word in text.split(",")})
     except KeyError as error:

@@ -6,6 +6,7 @@ was expected with what was observed: exit codes, reasons, traces, the broker's l
 
 import json
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,16 +17,19 @@ from typing import Any, Final
 from cvars.audit.host_view import look
 from cvars.audit.observer import Observer
 from cvars.audit.report import render
+from cvars.audit.search import needles, search
 from cvars.component.boot import TESTABLE_CHECKS
 from cvars.component.hardware import launch_measurement
 from cvars.errors import CvarsError, EfiStatus, OutsideFailure, UsageMistake
 from cvars.formats.pcap import join_captures
 from cvars.host.folder import HostFolder
-from cvars.lab.driver import AT, is_get, set_attributes, status_of
+from cvars.lab.driver import AT, answered_value, is_get, set_attributes, status_of
 from cvars.lab.operator import enrol, operating, set_up_broker, write_key_file
 from cvars.lab.processes import Ended, Processes, Running
 from cvars.lab.scenario import bundled, read_scenario
+from cvars.release.transport import http_transport
 from cvars.store.inspecting import LOG, inspect
+from cvars.variables.model import Key
 
 GUEST: Final = "web-1"
 OTHER: Final = "db-1"
@@ -53,11 +57,22 @@ class Report:
     tee: str
     folder: Path
     steps: list[Step] = field(default_factory=list)
+    searched: int = 0
+    plaintext: list[str] = field(default_factory=list)
+
+    @property
+    def host_saw(self) -> str:
+        """What a search of every byte at the host found."""
+        if self.plaintext:
+            return f"What the host saw: PLAINTEXT: {self.plaintext[0]}"
+        if not self.searched:
+            return "What the host saw: not searched, no variable was read back."
+        return "What the host saw: sizes and times of writes. No names, no values."
 
     @property
     def ok(self) -> bool:
-        """All ten steps went as expected."""
-        return len(self.steps) == 10 and all(step.ok for step in self.steps)
+        """All ten steps went as expected, and no searched name or value lies at the host."""
+        return len(self.steps) == 10 and all(step.ok for step in self.steps) and not self.plaintext
 
     def as_json(self) -> dict[str, Any]:
         """Members of the JSON object, beside ``schema`` and ``simulated``."""
@@ -66,6 +81,7 @@ class Report:
             "folder": str(self.folder),
             "ok": self.ok,
             "steps": [asdict(s) for s in self.steps],
+            "plaintext": {"variables_searched": self.searched, "found": self.plaintext},
         }
 
 
@@ -76,7 +92,12 @@ class Boot:
     process: Running
     reason: str | None
     socket: Path
+    trace: Path
     events: list[dict[str, Any]]
+
+    def read_trace(self) -> list[dict[str, Any]]:
+        """All events of this boot, as far as they have come."""
+        return [json.loads(line) for line in self.trace.read_text().splitlines()] if self.trace.exists() else []
 
     @property
     def outcome(self) -> str:
@@ -100,6 +121,7 @@ def run(tee: str, folder: Path, *, without: str | None, tell: Callable[[str], No
         raise UsageMistake(f"no such check: {without}", hint=f"one of {', '.join(sorted(CHECKS))}")
     _make_folder(folder)
     finished = False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ^C: nothing is left running or half-made
     try:
         with tempfile.TemporaryDirectory(prefix="cvars-") as sockets:
             demo = _Demo(tee, folder, Path(sockets), without, tell)
@@ -145,6 +167,7 @@ class _Demo:
         self.host = HostFolder(folder / "host")
         self.hardware = folder / "hardware"
         self.boots = 0
+        self.values: dict[Key, bytes] = {}
         self.url = ""
 
     # --- the story ---------------------------------------------------------------------------------
@@ -209,7 +232,8 @@ class _Demo:
         self.url = line.split("ready on ", 1)[1].split()[0]
         digest = measurement.hex()
         note = f"policy: launch measurement {digest[:4]}…{digest[-4:]}"
-        self._step("broker", f"ready on {self.url}", "ready", "ready", note)
+        status = http_transport(self.url)("GET", "/readyz", {}, b"").status
+        self._step("broker", f"ready on {self.url}", "readyz 200", f"readyz {status}", note)
         return broker
 
     def _first_boot(self) -> Boot:
@@ -246,7 +270,10 @@ class _Demo:
         log = [r for bank in seen.banks for r in bank.records if r.place == LOG]
         counter = max((r.sequence for r in log), default=0)
         what = f"store sealed: {seen.image_size // 1024} KiB, {len(log)} records, counter {counter}"
-        self._step("power off", what, "sealed, exit 0", f"sealed, exit {code}" if log else f"exit {code}", " ")
+        events = live.read_trace()
+        anchored = [e["counter"] for e in events if e["kind"] == "anchor.advanced"][-1:] == [counter]
+        sealed = "sealed" if anchored and any(e["kind"] == "anchor.sealed" for e in events) else "not sealed"
+        self._step("power off", what, "sealed, exit 0", f"{sealed}, exit {code}", " ")
 
     def _flip(self, sealed: bytes) -> None:
         third = self._log_records(sealed)[2]
@@ -287,11 +314,13 @@ class _Demo:
         self.host.put_back(GUEST, sealed)
 
     def _clone(self) -> None:
-        live = self._boot(GUEST)
+        live = self._must_serve(self._boot(GUEST))
         clone = self.host.blob(f"{GUEST}-clone")
         clone.write_bytes(self.host.blob(GUEST).read_bytes())
         boot = self._boot(GUEST, store=clone)
-        self._refused("starts a clone of the live guest", "anchor.leased", boot)
+        lives = "the guest lives" if live.process.popen.poll() is None else "the guest has ended"
+        expected = "boot refused anchor.leased; the guest lives"
+        self._host("starts a clone of the live guest", expected, f"{boot.outcome}; {lives}", boot.reason or "")
         self._end(boot)
         self._end(live)  # a clone that ran has fenced it: its exit code is not this step's question
 
@@ -300,7 +329,9 @@ class _Demo:
         same = 0
         if boot.reason is None:
             recorded = {s.request: s.reply for s in read_scenario(bundled("demo-read-back"), "demo-read-back")}
-            same = sum(is_get(q) and recorded[q] == reply for q, reply in self._play(boot, "demo-read-back"))
+            answers = self._play(boot, "demo-read-back")
+            same = sum(is_get(request) and recorded[request] == reply for request, reply in answers)
+            self.values = dict(filter(None, (answered_value(request, reply) for request, reply in answers)))
         self._stop(boot)
         kept = f"{same} variables as they were"
         observed = f"booted, {kept}" if boot.reason is None else boot.outcome
@@ -329,8 +360,9 @@ class _Demo:
             reason = None
         except Ended as ended:
             reason = ended.reason
-        events = [json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else []
-        return Boot(process, reason, socket, events)
+        boot = Boot(process, reason, socket, trace, [])
+        boot.events.extend(boot.read_trace())
+        return boot
 
     def _play(self, live: Boot, scenario: str) -> list[tuple[bytes, bytes]]:
         """Be the guest, as a process: recorded requests in, (request, reply) out."""
@@ -395,6 +427,10 @@ class _Demo:
             parts = sorted((self.folder / "component").glob(f"*-{GUEST}.pcap"))
             join_captures([part.read_bytes() for part in parts], out)
         images = {path.name: path.read_bytes() for path in sorted(self.host.folder.rglob("*.fd"))}
+        files = [(str(f), f.read_bytes()) for f in sorted(self.host.folder.rglob("*")) if f.is_file()]
+        hits = search(files, needles(self.values))
+        self.report.searched = len(self.values)
+        self.report.plaintext = [f"{hit.needle.label} in {hit.source}" for hit in hits]
         view = look(images, observations)
         (self.folder / "host-view.html").write_text(render(view, simulated=True))
         text = json.dumps({"schema": "cvars.demo/1", "simulated": True} | self.report.as_json(), indent=1)

@@ -101,6 +101,16 @@ def is_get(request: bytes) -> bool:
     return guid == VARIABLE_PROTOCOL.bytes_le and function == _GET.to_bytes(8, "little")
 
 
+def answered_value(request: bytes, reply: bytes) -> tuple[Key, bytes] | None:
+    """Key and value of a GetVariable that was answered with SUCCESS, None for anything else."""
+    if not is_get(request) or status_of(reply) != EfiStatus.SUCCESS:
+        return None
+    guid, size, name_bytes, _ = _ACCESS.unpack_from(reply, 40)
+    start = 40 + _ACCESS.size
+    name = reply[start : start + name_bytes].decode("utf-16-le", "surrogatepass").partition("\0")[0]
+    return Key(UUID(bytes_le=guid), name), reply[start + name_bytes : start + name_bytes + size]
+
+
 def status_of(reply: bytes) -> int:
     """EFI_STATUS of a variable function's reply (communicate buffer)."""
     return int(_FUNCTION.unpack_from(reply, _HEADER.size)[1])

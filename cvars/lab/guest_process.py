@@ -46,15 +46,18 @@ def play_through(socket: Path, steps: list[Step], answers: Path | None) -> list[
     return played
 
 
-def play_beside(socket: Path, scenario: Path) -> None:
-    """Start a guest process that plays ``scenario``; when it ends, this process gets SIGTERM (power off)."""
+def play_beside(socket: Path, scenario: Path, codes: list[int]) -> None:
+    """Start a guest process that plays ``scenario``; when it ends, this process gets SIGTERM (power off).
+
+    Its exit code is appended to ``codes``.
+    """
     guest = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
         [sys.executable, "-m", "cvars", "guest", "play", str(scenario), "--connect", f"unix:{socket}"],
         stdout=sys.stderr,
     )
 
     def wait() -> None:
-        guest.wait()
+        codes.append(guest.wait())
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="scenario", daemon=True).start()

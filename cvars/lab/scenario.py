@@ -72,8 +72,16 @@ def read_scenario(text: str, where: str) -> list[Step]:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"not a scenario line: {error}", where=f"{where}, line {number}") from error
-    if not steps:
-        raise BadInput("the scenario has no steps", where=where)
+    unknown = next((s for s in steps if s.op not in ("start", "call", "reset")), None)
+    if unknown is not None:
+        raise BadInput(f"step {unknown.number}: a guest cannot play {unknown.op!r}", where=where)
+    if not any(s.op == "call" for s in steps):
+        raise BadInput("the scenario has no calls", where=where)
+    short = next((s for s in steps if s.op == "call" and not 24 <= len(s.request) <= 0x10000), None)
+    if short is not None:
+        raise BadInput(
+            f"step {short.number}: a request has 24 to 65536 bytes, not {len(short.request)}", where=where
+        )
     return steps
 
 

@@ -48,7 +48,7 @@ def test_short_things_say_nothing():
 
 @given(st.binary(max_size=4000))
 def test_noise_is_no_hit(noise):
-    assert labels(noise) == set() or NAME in labels(noise)
+    assert labels(noise.replace(b"B", b"")) == set()
 
 
 def test_changes_are_seen_as_spans():
