@@ -138,8 +138,12 @@ def _compaction(now: History, entry: bytes, keys: StoreKeys, writes: list[Write]
 def ring_points(history: History, acquired: Acquired) -> set[AnchorPoint]:
     """Points of the ring that ``history``'s keys can name: the base, and the point before each entry."""
     points = {acquired.base, acquired.point}
+    try:
+        entries = decode(acquired.escrow)
+    except Malformed:
+        return points
     offsets = {c.point.counter: c.offset for c in history.commits}
-    for entry in decode(acquired.escrow):
+    for entry in entries:
         sequence = sequence_of(entry) or 0
         if entry[:8] == BANK_MAGIC:
             parent = BankHeader.parse(entry[:HEADER_BYTES]).parent_point

@@ -4,6 +4,7 @@ Source: sealed-store section 6 "Mount". A `History` is also the position that th
 repair replays on: the same checks hold for bytes from the image and from the escrow ring.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -90,13 +91,13 @@ class History:
         self.tail += one.size
         return commit
 
-    def _announce(self, one: record.Opened, damage: object) -> None:
+    def _announce(self, one: record.Opened, damage: Callable[[str], Damage]) -> None:
         try:
             announcement = record.Announcement.parse(one.body)
         except Malformed as error:
-            raise damage(str(error)) from None  # type: ignore[operator]
+            raise damage(str(error)) from None
         if one.flags or one.count:
-            raise damage("a session record with operations")  # type: ignore[operator]
+            raise damage("a session record with operations")
         self.session = one.prefix.session
         self.announced.add(self.session)
         self.modes[self.session] = (announcement.mode, announcement.window)

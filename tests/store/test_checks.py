@@ -223,6 +223,15 @@ def test_a_ring_entry_longer_than_its_record_repairs_nothing() -> None:
 
 
 def test_rings_that_are_no_entries_are_malformed() -> None:
+    world = World(mode=Mode.STRICT)
+    store = world.boot()
+    image = world.image
+    store.commit((put("A", b"1"),))
+    last = world.anchor.record.ring[-1]
+    world.anchor.record = replace(
+        world.anchor.record, ring=(replace(last, escrow=b"\5\0\0\0abc"),), leased_until=None
+    )
+    assert world.refused(image).reason.startswith("store.")
     for ring in (b"\5\0\0\0abc", b"\4\0\0\0CVR1", b"\1\0", b"\3\0\0\0abc", b"\xff\xff\xff\xff"):
         with pytest.raises(Malformed):
             escrow.decode(ring)
