@@ -113,8 +113,7 @@ def _compaction(now: History, entry: bytes, keys: StoreKeys, writes: list[Write]
     if root is None or not mac_matches(raw, root.header_key):
         raise Malformed("an escrow header does not verify")
     if (
-        header.base_sequence != now.point.counter + 1
-        or header.parent_point != now.point
+        header.parent_point != now.point
         or header.generation <= now.header.generation
         or header.bank_offset != now.geometry.other(now.header.bank_offset)
         or header.geometry != now.geometry

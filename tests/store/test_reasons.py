@@ -85,6 +85,8 @@ def test_SS_16_T21_a_new_anchor_beside_a_used_store_is_a_broker_that_forgot() ->
     world = World()
     world.store_id, world.master = base.world.store_id, base.world.master
     assert type(world.refused(base.image)) is AnchorRolledBack
+    world.anchor.record = replace(world.anchor.record, epoch=50, version=5000, leased_until=None)
+    assert type(world.refused(base.image)) is AnchorRolledBack
     both = blank()[: SMALL // 2] + base.image[SMALL // 2 :]
     assert type(world.refused(both)) is AnchorRolledBack
 
