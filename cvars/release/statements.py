@@ -7,7 +7,7 @@ a key whose digest equals the pin, and only then reads the payload.
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from cryptography.exceptions import InvalidSignature
@@ -34,20 +34,14 @@ class SigningKey:
     """A key that signs statements: Ed25519 (EdDSA) or P-256 (ES256)."""
 
     private: PrivateKey
+    spki: bytes = field(init=False)  # DER SubjectPublicKeyInfo
+    kid: str = field(init=False)  # hex SHA-256 of it: what launch data pin (``cvars.broker-key``)
 
     def __post_init__(self) -> None:
         if isinstance(self.private, ec.EllipticCurvePrivateKey) and self.private.curve.name != "secp256r1":
             raise ValueError("a signing key is Ed25519 or P-256")
-
-    @property
-    def spki(self) -> bytes:
-        """DER SubjectPublicKeyInfo."""
-        return spki(self.private.public_key())
-
-    @property
-    def kid(self) -> str:
-        """Hex SHA-256 of the SPKI: what launch data pin (``cvars.broker-key``)."""
-        return hashlib.sha256(self.spki).hexdigest()
+        object.__setattr__(self, "spki", spki(self.private.public_key()))
+        object.__setattr__(self, "kid", hashlib.sha256(self.spki).hexdigest())
 
     @property
     def alg(self) -> str:
