@@ -12,6 +12,7 @@ from typing import Any
 
 from cvars.audit.observer import Observation
 from cvars.store.inspecting import LOG, Seen, inspect
+from cvars.store.record import PREFIX_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,9 @@ def look(images: Mapping[str, bytes], observations: Sequence[Observation] = ()) 
 
 def _store(name: str, image: bytes) -> StoreView:
     seen = inspect(image)
-    bodies = b"".join(image[r.offset + 40 : r.offset + r.size] for bank in seen.banks for r in bank.records)
+    bodies = b"".join(
+        image[r.offset + PREFIX_BYTES : r.offset + r.size] for bank in seen.banks for r in bank.records
+    )
     entropy = _entropy(bodies) if bodies else None
     return StoreView(name, hashlib.sha256(image).hexdigest(), seen, len(bodies), entropy)
 

@@ -179,10 +179,11 @@ def init(
     Example: cvars guest init web-1 --tee snp --broker ./broker --out ./host
     """
     from cvars.cli.store import image_size  # noqa: PLC0415
-    from cvars.lab.operator import enrol, operating, set_up_broker  # noqa: PLC0415
+    from cvars.lab.operator import check_wishes, enrol, operating, set_up_broker  # noqa: PLC0415
 
     _one_of("--tee", tee, _TEES)
     image_bytes = image_size(size)
+    check_wishes(image_bytes, mode)
     if not (broker / "broker.toml").exists():
         set_up_broker(broker, hardware or state_dir() / "hardware", [tee])
     store, init_data = out / f"{vm_id}.fd", out / f"{vm_id}.toml"

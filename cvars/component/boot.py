@@ -13,7 +13,7 @@ from uuid import UUID
 from cvars.component.claims import Claimant
 from cvars.errors import AnchorFenced, StoreError, UsageMistake
 from cvars.mm.service import VariableService
-from cvars.release.client import BrokerClient
+from cvars.release.client import BrokerClient, ReleaseIdentity
 from cvars.release.http_anchor import HttpAnchor
 from cvars.release.initdata import InitData
 from cvars.store import Medium, Mode, Store, StoreConfig, StoreKeys, mount
@@ -170,6 +170,23 @@ def _boot(init_data: InitData, settings: Settings, around: Surroundings) -> Comp
         clock=around.clock,
         trace=around.trace,
     )
+    try:
+        return _serving(vm_id, store, identity, config, settings, around)
+    except BaseException:  # the store is open and the lease is ours: give both back
+        with suppress(StoreError):
+            store.close()
+        raise
+
+
+def _serving(
+    vm_id: str,
+    store: Store,
+    identity: ReleaseIdentity,
+    config: StoreConfig,
+    settings: Settings,
+    around: Surroundings,
+) -> Component:
+    """Build the service on the mounted store."""
     service = VariableService(
         store.variables,
         profile=settings.profile,
@@ -177,7 +194,7 @@ def _boot(init_data: InitData, settings: Settings, around: Surroundings) -> Comp
         commit=store.commit,
         trace=around.trace,
     )
-    around.trace(GuestBooted(epoch=acquired.epoch, counter=store.point.counter, variables=len(store.variables)))
+    around.trace(GuestBooted(epoch=store.session, counter=store.point.counter, variables=len(store.variables)))
     claims = Claimant(vm_id, store, service, identity, config.window_s, simulated=True)
     return Component(store, service, claims)
 

@@ -92,6 +92,16 @@ def operating(broker: Path) -> "Iterator[Broker]":
         opened.audit.close()
 
 
+def check_wishes(image_bytes: int, mode: str) -> Geometry:
+    """The geometry of an image. Raises ``UsageMistake``: no store has that size, or there is no such mode."""
+    geometry = Geometry.of(image_bytes, 1024)
+    if geometry is None:
+        raise UsageMistake(f"no store has {image_bytes} bytes", hint="256K, 512K, 1M, 2M, 4M or 8M")
+    if mode not in MODES:
+        raise UsageMistake(f"no mode {mode}", hint=f"one of {', '.join(MODES)}")
+    return geometry
+
+
 def enrol(
     opened: "Broker", vm_id: str, *, store: Path, init_data: Path, image_bytes: int, mode: str = "critical"
 ) -> "Record":
@@ -100,14 +110,10 @@ def enrol(
     Raises:
         UsageMistake: a file is there already, or no store has that size.
     """
-    geometry = Geometry.of(image_bytes, 1024)
-    if geometry is None:
-        raise UsageMistake(f"no store has {image_bytes} bytes", hint="256K, 512K, 1M, 2M, 4M or 8M")
+    geometry = check_wishes(image_bytes, mode)
     for file in (store, init_data):
         if file.exists():
             raise UsageMistake(f"{file} is there already: it is left alone", hint="choose another VM id or folder")
-    if mode not in MODES:
-        raise UsageMistake(f"no mode {mode}", hint=f"one of {', '.join(MODES)}")
     try:
         record = opened.add_vm(vm_id, mode=mode)
     except Exists:

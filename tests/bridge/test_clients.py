@@ -45,7 +45,7 @@ def example(tmp_path_factory):
     """The C example, with every sanitizer that the compiler has."""
     cc = shutil.which("cc")
     if cc is None:
-        pytest.fail("the C client needs a C compiler: cc is not installed")
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no C compiler: cc is not installed")
     out = tmp_path_factory.mktemp("c") / "example"
     flags = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-Wpedantic", "-fsanitize=address,undefined"]
     built = subprocess.run(

@@ -165,6 +165,15 @@ def test_a_wrong_command_line_ends_2():
         says_one_thing(cvars(*words.split()), 2, "see: cvars")
 
 
+@pytest.mark.parametrize("wish", ["--size 1", "--mode perhaps", "--size 3M --mode perhaps"])
+def test_guest_init_makes_nothing_for_a_wish_that_cannot_be(tmp_path, wish):
+    done = cvars(
+        "guest", "init", "vm", "--tee", "tdx", *wish.split(), "--broker", "broker", "--out", "host", cwd=tmp_path
+    )
+    says_one_thing(done, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_vars_without_a_component_is_said(tmp_path):
     says_one_thing(cvars("vars", "list"), 2, "--guest unix:PATH")
     says_one_thing(cvars("vars", "list", "--guest", f"unix:{tmp_path}/none.sock"), 4, "none.sock")

@@ -3,11 +3,13 @@
 import gzip
 import hashlib
 import json
+import re
 import struct
 import subprocess
 import sys
 import zlib
 from base64 import b64encode
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -70,6 +72,17 @@ def test_the_demo_says_ten_times_ok(demo):
     assert all(set(step) >= {"name", "expected", "observed", "ok"} for step in demo.report["steps"])
     assert all(step["ok"] is True for step in demo.report["steps"])
     assert json.loads((demo.folder / "demo.json").read_text()) == demo.report
+
+
+def test_the_readme_shows_these_ten_lines(demo):
+    """Every word of every step; only the port and the launch measurement differ from run to run."""
+    if demo.report["tee"] != "snp":
+        pytest.skip("the README shows the SEV-SNP story")
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    volatile = re.compile(r"127\.0\.0\.1:\d+|[0-9a-f]{4}…[0-9a-f]{4}| +")
+    shown = {volatile.sub(" ", line).strip() for line in readme.splitlines()}
+    for step in demo.report["steps"]:
+        assert volatile.sub(" ", step["text"]).strip() in shown, step["text"]
 
 
 def test_parties_are_processes_of_their_own_and_ended_as_told(demo):

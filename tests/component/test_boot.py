@@ -1,0 +1,62 @@
+"""What the boot refuses, and that a boot that fails gives its lease back."""
+
+import pytest
+
+from cvars.component import boot as booting
+from cvars.errors import StoreRolledBack, UsageMistake
+from cvars.release.initdata import parse
+
+
+def measured(guest, on_rollback):
+    """Give ``guest`` init-data that measures ``cvars.on-rollback``."""
+    guest.init_data = parse(guest.init_data.body + f'"cvars.on-rollback" = "{on_rollback}"\n')
+
+
+def rolled_back(lab, guest):
+    """Boot twice and put the first image back."""
+    with guest.boot() as running:
+        running.set_variable("BootOrder", b"\x01\x00")
+    old = lab.host.copy_flash(guest)
+    with guest.boot() as running:
+        running.set_variable("BootOrder", b"\x02\x00")
+    lab.host.replace_flash(guest, old)
+
+
+@pytest.mark.rule("SS-12", "SS-20")
+def test_measured_refuse_cannot_be_weakened_by_the_command_line(lab):
+    guest = lab.guest(on_rollback="repair")
+    measured(guest, "refuse")
+    rolled_back(lab, guest)
+    with pytest.raises(StoreRolledBack), guest.boot():
+        pytest.fail("the host's command line weakened measured configuration")
+
+
+@pytest.mark.rule("SS-20")
+def test_a_typo_in_measured_configuration_is_no_weaker_setting(lab):
+    guest = lab.guest()
+    measured(guest, "Refuse")
+    with pytest.raises(UsageMistake, match="repair or refuse"), guest.boot():
+        pytest.fail("a typo was taken for repair")
+    measured_again = lab.guest()
+    with measured_again.boot():
+        pass
+
+
+@pytest.mark.parametrize("broken", ["_serving", "mount"])
+def test_a_boot_that_fails_gives_its_lease_back(lab, monkeypatch, broken):
+    guest = lab.guest()
+    with guest.boot() as running:
+        running.set_variable("BootOrder", b"\x01\x00")
+    with monkeypatch.context() as patch:
+        if broken == "mount":  # a refusal of the store, the real one: damage
+            image = lab.host.copy_flash(guest)
+            lab.host.replace_flash(guest, bytes(len(image)))
+            with pytest.raises(Exception, match=r"store|header"), guest.boot():
+                pass
+            lab.host.replace_flash(guest, image)
+        else:
+            patch.setattr(booting, "_serving", lambda *_: 1 // 0)
+            with pytest.raises(ZeroDivisionError), guest.boot():
+                pass
+    with guest.boot() as running:  # no anchor.leased: nobody holds it
+        assert running.get_variable("BootOrder") == b"\x01\x00"
