@@ -93,6 +93,14 @@ class ComponentStarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentWeakened(Event):
+    """A simulated component runs without ``checks``, for a test: its verdicts prove nothing."""
+
+    kind = "component.weakened"
+    checks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentStopped(Event):
     """The trusted component ended; ``clean``: it closed the store and gave the lease back."""
 

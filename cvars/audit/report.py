@@ -1,5 +1,6 @@
 """The host view as one HTML page: own stylesheet, no script, no address of anybody else (D10)."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -78,10 +79,13 @@ VM binding <code>{{ bank.header.VmBinding }}</code>.</p>
 """
 
 
-def render(view: HostView, *, simulated: bool) -> str:
-    """The page; it says so when simulated evidence was used."""
+def render(view: HostView, *, simulated: bool, weakened: Sequence[str] = ()) -> str:
+    """The page; it says so when simulated evidence was used, and which checks a test left out (``weakened``)."""
+    note = SIMULATED_NOTE if simulated else ""
+    if weakened:
+        note += f" WEAKENED for a test: without {', '.join(weakened)}."
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(_PAGE)
-    return page.render(view=view, writes=_writes(view), note=SIMULATED_NOTE if simulated else "")
+    return page.render(view=view, writes=_writes(view), note=note)
 
 
 def _writes(view: HostView) -> list[dict[str, object]]:

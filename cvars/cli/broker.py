@@ -8,6 +8,7 @@ import typer
 from cvars.cli import broker_admin, broker_policy, broker_vm
 from cvars.cli.broker_common import HERE, ConfigOption, load
 from cvars.cli.output import SIMULATED_NOTE, JsonOption, QuietOption, VerboseOption, emit, say
+from cvars.cli.weakened import weakened_note
 
 app = typer.Typer(no_args_is_help=True, help="The key broker: release, policy, freshness anchor.")
 
@@ -70,13 +71,20 @@ def serve(
     )
     from cvars.broker.serve import serve as run  # noqa: PLC0415
 
+    loaded = load(config, simulation=simulation, listen=listen)
+    weakened = sorted(loaded.simulated.skip_checks)
+    if weakened:
+        say(weakened_note(weakened), err=True)
+
     def ready(url: str, pin: str) -> None:
         say(f"broker ready on {url}  pin {pin}")
         if simulation:
             say(SIMULATED_NOTE)
-        emit("cvars.broker.serve/1", {"url": url, "pin": pin}, simulated=simulation)
+        if weakened:
+            say(weakened_note(weakened))
+        emit("cvars.broker.serve/1", {"url": url, "pin": pin, "weakened": weakened}, simulated=simulation)
 
-    run(load(config, simulation=simulation, listen=listen), ready=ready)
+    run(loaded, ready=ready)
 
 
 @app.command()

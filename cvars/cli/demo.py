@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cvars.cli.output import SIMULATED_NOTE, JsonOption, QuietOption, VerboseOption, answer, emit, say
+from cvars.cli.weakened import tests_only, weakened_note
 from cvars.errors import UsageMistake
 
 
@@ -26,14 +27,17 @@ def command(
 
     Example: cvars demo --tee tdx
     """
-    from cvars.lab.demo import run  # noqa: PLC0415
+    from cvars.lab.demo import CHECKS, run  # noqa: PLC0415
 
     if tee not in ("snp", "tdx"):
         raise UsageMistake(f"--tee is one of snp, tdx, not {tee!r}")
+    without = tests_only([test_without] if test_without else [], CHECKS)
     report = run(tee, out, without=test_without, tell=say)
     say()
     say(f"{report.host_saw:<70} {out / 'host-view.html'}")
     say(f"Everything that crossed the call boundary, for Wireshark or replay:     {out / 'boot.pcap'}")
     say(SIMULATED_NOTE)
+    if without:
+        say(weakened_note(without))
     emit("cvars.demo/1", report.as_json(), simulated=True)
     answer(yes=report.ok)

@@ -8,6 +8,7 @@ import typer
 
 from cvars.cli.output import SIMULATED_NOTE, JsonOption, QuietOption, VerboseOption, answer, emit, say
 from cvars.cli.places import read_text, runtime_dir, state_dir, unix_path
+from cvars.cli.weakened import tests_only, weakened_note
 from cvars.errors import UsageMistake
 
 app = typer.Typer(
@@ -57,8 +58,7 @@ def run(
 
     _one_of("--tee", tee, _TEES)
     _one_of("--on-rollback", on_rollback, ("repair", "refuse"))
-    for check in test_without or ():
-        _one_of("--test-without", check, tuple(sorted(TESTABLE_CHECKS)))
+    without = tests_only(test_without or (), TESTABLE_CHECKS)
     codes: list[int] = []
     if scenario is not None:
         read_scenario(read_text(scenario), str(scenario))  # a mistake in it must not cost a boot
@@ -68,6 +68,8 @@ def run(
         say(f"{'SEV-SNP' if tee == 'snp' else 'TDX'}, simulated; {len(component.store.variables)} variables")
         say(f"ready on unix:{socket}")
         say(SIMULATED_NOTE)
+        if without:
+            say(weakened_note(without))
         emit(
             "cvars.guest.run/1",
             {
@@ -75,6 +77,7 @@ def run(
                 "listen": f"unix:{socket}",
                 "pid": os.getpid(),
                 "counter": component.store.point.counter,
+                "weakened": sorted(without),
             },
             simulated=True,
         )
@@ -94,7 +97,7 @@ def run(
             pcap=pcap,
             redact=redact,
             trace=trace,
-            skip_checks=frozenset(test_without or ()),
+            skip_checks=without,
         ),
         ready,
     )

@@ -17,7 +17,7 @@ from cvars.release.client import BrokerClient, ReleaseIdentity
 from cvars.release.http_anchor import HttpAnchor
 from cvars.release.initdata import InitData
 from cvars.store import Medium, Mode, Store, StoreConfig, StoreKeys, mount
-from cvars.trace import GuestBooted, GuestBootRefused, Trace
+from cvars.trace import ComponentWeakened, GuestBooted, GuestBootRefused, Trace
 from cvars.variables.limits import Limits
 from cvars.variables.profile import Profile
 from svsm_bridge.errors import GuestMustStop
@@ -40,13 +40,17 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the process hands in: ``random(n)`` gives n bytes, ``clock()`` seconds that never go back."""
+    """What the process hands in: ``random(n)`` gives n bytes, ``clock()`` seconds that never go back.
+
+    ``simulated``: the evidence is that of simulated hardware.
+    """
 
     medium: Medium
     broker: BrokerClient
     random: Callable[[int], bytes]
     clock: Callable[[], float]
     trace: Trace
+    simulated: bool
 
 
 class Component:
@@ -133,6 +137,13 @@ def boot(init_data: InitData, settings: Settings, around: Surroundings) -> Compo
 
 
 def _boot(init_data: InitData, settings: Settings, around: Surroundings) -> Component:
+    if settings.skip_checks:
+        checks = tuple(sorted(settings.skip_checks))
+        if not around.simulated:
+            raise UsageMistake(
+                f"only a simulated component runs without a check: {', '.join(checks)}", hint="keep every check"
+            )
+        around.trace(ComponentWeakened(checks=checks))
     vm_id = init_data.vm_id
     if vm_id is None:
         raise UsageMistake("init-data names no VM", hint='add "cvars.vm-id" to its [data]')
@@ -195,7 +206,7 @@ def _serving(
         trace=around.trace,
     )
     around.trace(GuestBooted(epoch=store.session, counter=store.point.counter, variables=len(store.variables)))
-    claims = Claimant(vm_id, store, service, identity, config.window_s, simulated=True)
+    claims = Claimant(vm_id, store, service, identity, config.window_s, simulated=around.simulated)
     return Component(store, service, claims)
 
 

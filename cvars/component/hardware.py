@@ -23,6 +23,8 @@ TEES: Final = ("snp", "tdx")
 class SimulatedHardware:
     """One launched guest on a simulated platform: what `release.client` asks for evidence."""
 
+    simulated: Final = True
+
     def __init__(self, tee: str, launched: SnpGuest | SimulatedTd) -> None:
         self.tee = tee
         self._launched = launched

@@ -19,7 +19,7 @@ from typing import Final
 
 from cvars import __version__
 from cvars.component.boot import Component, Settings, Surroundings, boot
-from cvars.component.hardware import simulated_hardware
+from cvars.component.hardware import SimulatedHardware, simulated_hardware
 from cvars.errors import AnchorFenced, BadInput, OutsideFailure, StoreError, UsageMistake
 from cvars.formats.pcap import CaptureWriter
 from cvars.release.client import BrokerClient
@@ -129,7 +129,8 @@ def serve(options: Options, ready: Callable[[Component], None]) -> None:
     with ExitStack() as stack:
         init_data = _read_init_data(options.init_data)
         trace = stack.enter_context(_trace(options.trace))
-        trace(ComponentStarted(tee=options.tee, vm_id=init_data.vm_id or "", pid=os.getpid(), simulated=True))
+        vm_id, simulated = init_data.vm_id or "", SimulatedHardware.simulated
+        trace(ComponentStarted(tee=options.tee, vm_id=vm_id, pid=os.getpid(), simulated=simulated))
         blob = stack.enter_context(_locked(options.store))
         hardware = simulated_hardware(options.tee, options.hardware, init_data)
         listener = stack.enter_context(_listener(options.listen))
@@ -151,7 +152,9 @@ def serve(options: Options, ready: Callable[[Component], None]) -> None:
         )
         clean = False
         try:
-            around = Surroundings(FileMedium(blob), broker, secrets.token_bytes, time.monotonic, trace)
+            around = Surroundings(
+                FileMedium(blob), broker, secrets.token_bytes, time.monotonic, trace, hardware.simulated
+            )
             component = boot(init_data, settings, around)
             with ExitStack() as booted:
                 booted.callback(component.close)  # whatever happens from here on, the lease is given back

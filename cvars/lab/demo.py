@@ -56,6 +56,7 @@ class Report:
 
     tee: str
     folder: Path
+    weakened: tuple[str, ...] = ()
     steps: list[Step] = field(default_factory=list)
     searched: int = 0
     plaintext: list[str] = field(default_factory=list)
@@ -80,6 +81,7 @@ class Report:
             "tee": self.tee,
             "folder": str(self.folder),
             "ok": self.ok,
+            "weakened": list(self.weakened),
             "steps": [asdict(s) for s in self.steps],
             "plaintext": {"variables_searched": self.searched, "found": self.plaintext},
         }
@@ -162,7 +164,7 @@ class _Demo:
         self.sockets = sockets
         self.without = without
         self.tell = tell
-        self.report = Report(tee, folder)
+        self.report = Report(tee, folder, (without,) if without else ())
         self.processes = Processes(folder / "processes")
         self.host = HostFolder(folder / "host")
         self.hardware = folder / "hardware"
@@ -432,6 +434,6 @@ class _Demo:
         self.report.searched = len(self.values)
         self.report.plaintext = [f"{hit.needle.label} in {hit.source}" for hit in hits]
         view = look(images, observations)
-        (self.folder / "host-view.html").write_text(render(view, simulated=True))
+        (self.folder / "host-view.html").write_text(render(view, simulated=True, weakened=self.report.weakened))
         text = json.dumps({"schema": "cvars.demo/1", "simulated": True} | self.report.as_json(), indent=1)
         (self.folder / "demo.json").write_text(text + "\n")

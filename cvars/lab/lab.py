@@ -148,19 +148,19 @@ class LabGuest:
     def start(self, hardware: SimulatedHardware | None = None) -> Component:
         """Boot the component alone; nobody closes it: leaving it is a power cut."""
         lab = self._lab
+        hardware = hardware or self.launch()
         trace = lab.trace.sink(self.vm_id)
         broker = BrokerClient(
             lab.http,
             pins=self.init_data.broker_keys,
-            evidence=hardware or self.launch(),
+            evidence=hardware,
             random=lab.random_bytes,
             clock=lab.clock,
             trace=trace,
             freshness=self.init_data.freshness,
         )
-        return boot(
-            self.init_data, self.settings, Surroundings(self.medium, broker, lab.random_bytes, lab.clock, trace)
-        )
+        around = Surroundings(self.medium, broker, lab.random_bytes, lab.clock, trace, hardware.simulated)
+        return boot(self.init_data, self.settings, around)
 
     def launch(self) -> SimulatedHardware:
         """A new launch on the lab's simulated platform."""
