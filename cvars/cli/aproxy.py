@@ -42,7 +42,7 @@ def command(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())
     say(f"aproxy ready on {listen} for {broker}")
-    emit("cvars.aproxy/1", {"listen": listen, "broker": broker, "resource": resource})
+    emit("cvars.aproxy/1", {"listen": listen, "broker": broker, "resource": resource}, simulated=None)
     try:
         aproxy.serve(listener, proxy, stopped=done.is_set)
     finally:

@@ -69,7 +69,7 @@ def inspect(
     for name, value in fields.items():
         say(f"{name:24} {value}")
     say("Nothing was verified: see cvars attest verify.")
-    emit("cvars.attest.inspect/1", {"tee": found.tee, "fields": fields})
+    emit("cvars.attest.inspect/1", {"tee": found.tee, "fields": fields}, simulated=None)
 
 
 @app.command()

@@ -206,7 +206,9 @@ def serve(
     hardware: Annotated[
         Path | None, typer.Option("--hardware", file_okay=False, help="Where the simulated roots are kept.")
     ] = None,
+    _json: JsonOption = False,
     _quiet: QuietOption = False,
+    _verbose: VerboseOption = False,
 ) -> None:
     """Serve certificates and collateral of simulated hardware under the paths of AMD's KDS and Intel's PCS.
 
@@ -255,8 +257,10 @@ def _serve(service: "CertificateService", host: str, port: int) -> None:
     with server:
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, lambda *_: threading.Thread(target=server.shutdown).start())
-        say(f"http://{host}:{server.server_address[1]}/vcek/v1/…  and  /tdx/certification/v4/…")
+        url = f"http://{host}:{server.server_address[1]}"
+        say(f"{url}/vcek/v1/…  and  /tdx/certification/v4/…")
         say(SIMULATED_NOTE)
+        emit("cvars.attest.serve/1", {"url": url}, simulated=True)
         server.serve_forever()
 
 
@@ -287,7 +291,7 @@ def fetch(
     _write(to, files)
     for name in files:
         say(f"{to / name}")
-    emit("cvars.attest.fetch/1", {"files": [str(to / name) for name in files]})
+    emit("cvars.attest.fetch/1", {"files": [str(to / name) for name in files]}, simulated=None)
 
 
 def _http_get(url: str, seconds: float) -> "Fetched":

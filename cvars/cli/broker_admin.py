@@ -51,7 +51,10 @@ def secret_list(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Paths and versions; never what is in them."""
+    """Paths and versions; never what is in them.
+
+    Example: cvars broker secret list --config ./broker
+    """
     found = offline(config).resources.list()
     table(("PATH", "VERSION"), found)
     emit("cvars.broker.secret.list/1", {"secrets": [{"path": p, "version": v} for p, v in found]})
@@ -66,7 +69,10 @@ def secret_delete(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Remove a secret. Needs --force."""
+    """Remove a secret. Needs --force.
+
+    Example: cvars broker secret delete fleet/web-1/tls --force
+    """
     _checked(path)
     if not force:
         raise UsageMistake("delete destroys the secret", hint="add --force to do it")
@@ -85,7 +91,9 @@ def secret_rotate(
 ) -> None:
     """Wrap everything under the present master key; afterwards `secrets.old_keys` may go.
 
-    Example: put the old file into secrets.old_keys, a new one into secrets.master_key, then run this
+    First put the old file into secrets.old_keys and a new one into secrets.master_key.
+
+    Example: cvars broker secret rotate --config ./broker
     """
     from cvars.broker.rewrap import rewrap  # noqa: PLC0415
 
@@ -113,7 +121,10 @@ def checkpoint_create(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Sign how long every anchor history is, now. Keep copies where the broker's disk is not."""
+    """Sign how long every anchor history is, now. Keep copies where the broker's disk is not.
+
+    Example: cvars broker checkpoint create --out checkpoint.jws
+    """
     from cvars.broker import checkpoints  # noqa: PLC0415
 
     broker = offline(config)
@@ -139,7 +150,10 @@ def checkpoint_verify(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Does the database contain everything this checkpoint names? Exit code 1: it was rolled back, and where."""
+    """Does the database contain everything this checkpoint names? Exit code 1: it was rolled back, and where.
+
+    Example: cvars broker checkpoint verify checkpoint.jws
+    """
     from cvars.broker import checkpoints  # noqa: PLC0415
 
     broker = offline(config)
@@ -160,7 +174,10 @@ def audit_verify(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Is the hash chain whole? Exit code 1: the first line that is not."""
+    """Is the hash chain whole? Exit code 1: the first line that is not.
+
+    Example: cvars broker audit verify audit.jsonl
+    """
     from cvars.broker.audit import verify  # noqa: PLC0415
 
     with file.open(errors="replace") as lines:
@@ -180,6 +197,8 @@ def audit_replay(
     """Verify kept evidence again, at its own time, and compare with what was decided.
 
     Needs audit.keep_evidence. Exit code 1: a decision that would be another one now.
+
+    Example: cvars broker audit replay --config ./broker
     """
     from cvars.broker.app import make_verifier  # noqa: PLC0415
     from cvars.broker.replay import replay  # noqa: PLC0415

@@ -103,7 +103,10 @@ def put(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Put a policy into the broker's database; all its processes use it within a second."""
+    """Put a policy into the broker's database; all its processes use it within a second.
+
+    Example: cvars broker policy put web.yaml --config ./broker
+    """
     broker = offline(config, simulation=simulation)
     name = broker.policy_store.put(file.read_text(), broker.policies)
     say(f"{name}: active")
@@ -175,25 +178,30 @@ def diff(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Which decisions change between two policies? Exit code 1: some do."""
+    """Which decisions change between two policies? Exit code 1: some do.
+
+    Example: cvars broker policy diff old.yaml new.yaml --evidence ./evidence
+    """
     from cvars.broker.policy.offline import judge, read_sample  # noqa: PLC0415
 
     verifier = _verifier(certs, simulated_roots)
     left, right = _load(before, verifier, references), _load(after, verifier, references)
     files = sorted(f for f in evidence.rglob("*") if f.is_file()) if evidence.is_dir() else [evidence]
     changes = []
+    simulated = False
     for one in files:
         try:
             sample = read_sample(one, verifier, at=_at(at))
         except BadInput as error:
             say(f"{one}: skipped, {error.message}", err=True)
             continue
+        simulated |= sample.simulated
         was, now = judge(left, sample, verifier), judge(right, sample, verifier)
         if (was.allowed, was.rule) != (now.allowed, now.rule):
             changes.append({"evidence": str(one), "before": was.rule or "allow", "after": now.rule or "allow"})
             say(f"{one}: {was.rule or 'allow'} -> {now.rule or 'allow'}")
     say(f"{len(files)} pieces of evidence, {len(changes)} decided differently")
-    emit("cvars.broker.policy.diff/1", {"compared": len(files), "changes": changes})
+    emit("cvars.broker.policy.diff/1", {"compared": len(files), "changes": changes}, simulated=simulated)
     answer(yes=not changes)
 
 
@@ -236,7 +244,10 @@ def import_azure(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Import the Azure Key Vault release-policy grammar. A claim that cannot be mapped is an error."""
+    """Import the Azure Key Vault release-policy grammar. A claim that cannot be mapped is an error.
+
+    Example: cvars broker policy import release-policy.json > web.yaml
+    """
     from cvars.broker.azure import convert  # noqa: PLC0415
 
     text = convert(

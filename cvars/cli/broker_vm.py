@@ -59,7 +59,10 @@ def vm_list(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """List all anchor records."""
+    """List all anchor records.
+
+    Example: cvars broker vm list --config ./broker
+    """
     from cvars.broker.views import describe  # noqa: PLC0415
 
     records = offline(config, simulation=simulation).anchors.all()
@@ -78,7 +81,10 @@ def vm_show(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Show one anchor record and its history, and check the hash chain. Exit code 1: it is broken."""
+    """Show one anchor record and its history, and check the hash chain. Exit code 1: it is broken.
+
+    Example: cvars broker vm show web-1 --config ./broker
+    """
     from cvars.broker.anchors import verify_history  # noqa: PLC0415
     from cvars.broker.views import describe  # noqa: PLC0415
 
@@ -108,7 +114,10 @@ def vm_retire(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Crypto-erase: destroy the VM's keys and keep the record as a tombstone. Needs --force."""
+    """Crypto-erase: destroy the VM's keys and keep the record as a tombstone. Needs --force.
+
+    Example: cvars broker vm retire web-1 --reason sold --force
+    """
     from cvars.broker import record as rules  # noqa: PLC0415
 
     _needs(force, "retire destroys the key of this VM's store")
@@ -127,7 +136,10 @@ def vm_reset(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Start anew: new store id and key, so that no old image fits. Needs --force."""
+    """Start anew: new store id and key, so that no old image fits. Needs --force.
+
+    Example: cvars broker vm reset web-1 --reason reinstalled --force
+    """
     from cvars.broker import record as rules  # noqa: PLC0415
 
     _needs(force, "reset makes the present store worthless")
@@ -148,7 +160,10 @@ def vm_rebase(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Anchor another image: after an offline rotate, resize or recover, or a wanted restore. Needs --force."""
+    """Anchor another image: after an offline rotate, resize or recover, or a wanted restore. Needs --force.
+
+    Example: cvars broker vm rebase web-1 --counter 7 --root 5f0c… --force
+    """
     from cvars.broker import record as rules  # noqa: PLC0415
     from cvars.release.encoding import Malformed, unhex  # noqa: PLC0415
     from cvars.store.anchor import AnchorPoint  # noqa: PLC0415
@@ -177,7 +192,7 @@ def _register(name: str, text: str) -> None:
         rule: Any = getattr(rules, name)
         _operate(config, vm_id, name, lambda r: rule(r, reason=reason))
 
-    command.__doc__ = text
+    command.__doc__ = f"{text}\n\n    Example: cvars broker vm {name} web-1 --reason incident-7"
     app.command(name)(command)
 
 

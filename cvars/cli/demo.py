@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cvars.cli.output import SIMULATED_NOTE, JsonOption, QuietOption, VerboseOption, answer, emit, say
+from cvars.cli.output import SIMULATED_NOTE, SPEECH, JsonOption, QuietOption, VerboseOption, answer, emit, say
 from cvars.cli.weakened import tests_only, weakened_note
 from cvars.errors import UsageMistake
 
@@ -27,6 +27,7 @@ def command(
 
     Example: cvars demo --tee tdx
     """
+    SPEECH.simulated = True
     from cvars.lab.demo import CHECKS, run  # noqa: PLC0415
 
     if tee not in ("snp", "tdx"):

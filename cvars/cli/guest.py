@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cvars.cli.output import SIMULATED_NOTE, JsonOption, QuietOption, VerboseOption, answer, emit, say
+from cvars.cli.output import SIMULATED_NOTE, SPEECH, JsonOption, QuietOption, VerboseOption, answer, emit, say
 from cvars.cli.places import read_text, runtime_dir, state_dir, unix_path
 from cvars.cli.weakened import tests_only, weakened_note
 from cvars.errors import UsageMistake
@@ -51,6 +51,7 @@ def run(
 
     Example: cvars guest run --tee snp --store vm.fd --broker http://127.0.0.1:8080 --init-data vm.toml
     """
+    SPEECH.simulated = True
     from cvars.component.boot import TESTABLE_CHECKS, Component  # noqa: PLC0415
     from cvars.component.process import Options, serve  # noqa: PLC0415
     from cvars.lab.guest_process import play_beside  # noqa: PLC0415
@@ -121,6 +122,7 @@ def play(
     Example: cvars guest play boot.jsonl --connect unix:/run/cvars/guest.sock
     Exit code 1: an answer differs from the recorded one.
     """
+    SPEECH.simulated = True
     from cvars.lab.guest_process import play_through  # noqa: PLC0415
     from cvars.lab.scenario import read_scenario  # noqa: PLC0415
 
@@ -181,6 +183,7 @@ def init(
 
     Example: cvars guest init web-1 --tee snp --broker ./broker --out ./host
     """
+    SPEECH.simulated = True
     from cvars.cli.store import image_size  # noqa: PLC0415
     from cvars.lab.operator import check_wishes, enrol, operating, set_up_broker  # noqa: PLC0415
 

@@ -70,6 +70,10 @@ def run() -> None:
     except CvarsError as error:
         fail(error)
     except TyperException as error:
+        SPEECH.as_json |= "--json" in sys.argv[1:]  # the mistake may stand before it
+        if type(error).__name__ == "NoArgsIsHelpError":  # a noun alone: its help, and nothing was done
+            say(error.format_message(), err=True)
+            raise SystemExit(int(ExitCode.USAGE)) from None
         fail(_usage(error))
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(int(ExitCode.INTERRUPTED)) from None

@@ -30,9 +30,13 @@ __all__ = [
 
 @dataclass(slots=True)
 class Speech:
-    """What -v, -q and --json asked for. One per process; set by the options' callbacks."""
+    """What -v, -q and --json asked for. One per process; set by the options' callbacks.
+
+    ``simulated``: the command rests on simulated evidence, so that its error says so too; None: not known yet.
+    """
 
     as_json: bool = False
+    simulated: bool | None = None
     quiet: bool = False
     verbose: bool = False
 
@@ -82,34 +86,35 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         say("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()[:100])
 
 
-def emit(schema: str, members: Mapping[str, Any], *, simulated: bool | None = None) -> None:
-    """Print the command's one JSON object, when asked for: ``schema`` is ``cvars.NOUN.VERB/1``."""
+def emit(schema: str, members: Mapping[str, Any], *, simulated: bool | None = False) -> None:
+    """Print the command's one JSON object, when asked for: ``schema`` is ``cvars.NOUN.VERB/1``.
+
+    ``simulated``: simulated evidence was used; None: nobody looked.
+    """
     if SPEECH.as_json:
-        head: dict[str, Any] = {"schema": schema}
-        if simulated is not None:
-            head["simulated"] = simulated
+        head: dict[str, Any] = {"schema": schema, "simulated": simulated}
         print(json.dumps(head | dict(members), indent=1), flush=True)  # noqa: T201
 
 
 def fail(error: CvarsError) -> NoReturn:
-    """Print ``error`` in its three lines (or as JSON) and end with its exit code."""
-    if SPEECH.as_json:
-        print(  # noqa: T201
-            json.dumps(
-                {
-                    "error": type(error).__name__,
-                    "reason": error.reason,
-                    "message": error.message,
-                    "hint": error.hint,
-                }
-            )
-        )
+    """Print ``error`` in its three lines, with --json as an object too, and end with its exit code."""
+    emit(
+        "cvars.error/1",
+        {
+            "error": type(error).__name__,
+            "reason": error.reason,
+            "message": error.message,
+            "where": error.where,
+            "hint": error.hint,
+        },
+        simulated=SPEECH.simulated,
+    )
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print("error:", style="bold red", end=" ")
-    console.print(error.message, markup=False)
+    console.print(plain(error.message), markup=False)
     for line in (error.where, error.hint):
         if line:
-            console.print("  " + line, markup=False)
+            console.print("  " + plain(line), markup=False)
     raise SystemExit(int(error.exit_code))
 
 

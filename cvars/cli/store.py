@@ -90,6 +90,8 @@ def create(
 
     With --key-file: a usable store in mode "none" (development: freshness is not verified). Without a key: a
     creation header only, which a guest's first boot turns into a store when its broker grants that.
+
+    Example: cvars store create vm.fd --size 1M
     """
     from cvars.store import keyfile, offline  # noqa: PLC0415
     from cvars.store.geometry import Geometry  # noqa: PLC0415
@@ -130,7 +132,10 @@ def inspect(
     _quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Describe an image without any key: exactly what its host can learn. Nothing here is authenticated."""
+    """Describe an image without any key: exactly what its host can learn. Nothing here is authenticated.
+
+    Example: cvars store inspect vm.fd
+    """
     from dataclasses import asdict  # noqa: PLC0415
 
     from cvars.store import offline  # noqa: PLC0415
@@ -178,7 +183,10 @@ def fsck(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Check an image record by record. Changes nothing. Exit code 1: damage was found."""
+    """Check an image record by record. Changes nothing. Exit code 1: damage was found.
+
+    Example: cvars store fsck vm.fd --key-file key.json
+    """
     from dataclasses import asdict  # noqa: PLC0415
 
     from cvars.store import keyfile, offline  # noqa: PLC0415
@@ -221,7 +229,10 @@ def dump(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Print the variables of a sound image (--json: with their values)."""
+    """Print the variables of a sound image (--json: with their values).
+
+    Example: cvars store dump vm.fd --key-file key.json --json
+    """
     from cvars.store import keyfile, offline, rewriting  # noqa: PLC0415
     from cvars.variables.security import PRIVATE  # noqa: PLC0415
 
@@ -292,6 +303,8 @@ def rotate(
     """Seal the state anew into another file: under another key, other salts, or another suite.
 
     Needs a sound image. The running component rotates online; this is for images that no guest runs on.
+
+    Example: cvars store rotate vm.fd --key-file key.json --new-key-file new.json --out rotated.fd
     """
     from cvars.store import keyfile, offline, rewriting  # noqa: PLC0415
 
@@ -318,7 +331,10 @@ def resize(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Write the state into an image of another size. Needs a sound image; refuses when it does not fit."""
+    """Write the state into an image of another size. Needs a sound image; refuses when it does not fit.
+
+    Example: cvars store resize vm.fd --key-file key.json --size 2M --out larger.fd
+    """
     from cvars.store import keyfile, offline, rewriting  # noqa: PLC0415
     from cvars.store.geometry import Geometry  # noqa: PLC0415
 
@@ -348,7 +364,10 @@ def recover(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Take out of a damaged image the longest history that still verifies, into a new one."""
+    """Take out of a damaged image the longest history that still verifies, into a new one.
+
+    Example: cvars store recover vm.fd --key-file key.json --out rescued.fd
+    """
     from cvars.store import keyfile, offline, rewriting  # noqa: PLC0415
 
     source = rewriting.open_damaged(offline.read_file(file), keyfile.load(key_file))
@@ -373,7 +392,10 @@ def explain(
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
 ) -> None:
-    """Say what a reason means, what can have caused it, and what to do."""
+    """Say what a reason means, what can have caused it, and what to do.
+
+    Example: cvars store explain store.tampered
+    """
     from cvars.store.explaining import EXPLANATIONS  # noqa: PLC0415
 
     if reason not in EXPLANATIONS:

@@ -60,6 +60,7 @@ def list_(
                 {"name": k.name, "guid": str(k.vendor_guid), "attributes": a, "data": d.hex()} for k, a, d in found
             ]
         },
+        simulated=SPEECH.simulated,
     )
 
 
@@ -96,6 +97,7 @@ def get(
     emit(
         "cvars.vars.get/1",
         {"name": key.name, "guid": str(key.vendor_guid), "attributes": attributes, "data": data.hex()},
+        simulated=SPEECH.simulated,
     )
 
 
@@ -132,7 +134,11 @@ def set_(
     with _firmware(guest, store, fd) as firmware:
         firmware.set(key, bits, data)
     say(f"{key.name}: {len(data)} bytes {'appended' if append else 'set'}")
-    emit("cvars.vars.set/1", {"name": key.name, "guid": str(key.vendor_guid), "bytes": len(data)})
+    emit(
+        "cvars.vars.set/1",
+        {"name": key.name, "guid": str(key.vendor_guid), "bytes": len(data)},
+        simulated=SPEECH.simulated,
+    )
 
 
 @app.command()
@@ -155,7 +161,7 @@ def delete(
     with _firmware(guest, store, fd) as firmware:
         firmware.delete(key)
     say(f"{key.name}: deleted")
-    emit("cvars.vars.delete/1", {"name": key.name, "guid": str(key.vendor_guid)})
+    emit("cvars.vars.delete/1", {"name": key.name, "guid": str(key.vendor_guid)}, simulated=SPEECH.simulated)
 
 
 @contextmanager
@@ -170,6 +176,7 @@ def _firmware(guest: str | None, store: Path | None, fd: Path | None) -> Iterato
     if guest is None:
         raise UsageMistake("which guest?", hint="--guest unix:PATH, as `cvars guest run` prints it")
     path = unix_path(guest)
+    SPEECH.simulated = True
     try:
         client = GuestClient.start(path)
         try:

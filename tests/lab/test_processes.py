@@ -21,14 +21,18 @@ def cvars(*arguments, stdin=b""):
 def test_variables_of_a_running_guest_from_the_command_line(machine):
     component, socket = machine.start("a", "--trace", str(machine.folder / "trace.jsonl"))
     at = ("--guest", f"unix:{socket}")
-    assert cvars("vars", "set", "BootOrder", "-", *at, stdin=b"\1\0").returncode == 0
+    done = json.loads(cvars("vars", "set", "BootOrder", "-", "--json", *at, stdin=b"\1\0").stdout)
+    assert (done["schema"], done["simulated"]) == ("cvars.vars.set/1", True)
     assert cvars("vars", "get", "BootOrder", "--raw", *at).stdout == b"\1\0"
     listed = json.loads(cvars("vars", "list", "--json", *at).stdout)
-    assert listed["schema"] == "cvars.vars.list/1"
+    assert (listed["schema"], listed["simulated"]) == ("cvars.vars.list/1", True)
+    got = json.loads(cvars("vars", "get", "BootOrder", "--json", *at).stdout)
+    assert (got["schema"], got["simulated"], got["data"]) == ("cvars.vars.get/1", True, "0100")
     assert [v["data"] for v in listed["variables"] if v["name"] == "BootOrder"] == ["0100"]
     assert cvars("vars", "set", "BootOrder", "-", "--append", *at, stdin=b"\2\0").returncode == 0
     assert cvars("vars", "get", "BootOrder", "--raw", *at).stdout == b"\1\0\2\0"
-    assert cvars("vars", "delete", "BootOrder", *at).returncode == 0
+    done = json.loads(cvars("vars", "delete", "BootOrder", "--json", *at).stdout)
+    assert (done["schema"], done["simulated"]) == ("cvars.vars.delete/1", True)
     gone = cvars("vars", "get", "BootOrder", *at)
     assert gone.returncode == 1
     assert gone.stderr.startswith(b"error: NOT_FOUND")
