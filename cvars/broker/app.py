@@ -17,6 +17,7 @@ from cvars.broker.checkpoints import CheckpointFolder
 from cvars.broker.config import BrokerConfig, ConfigMistake, read_private_file
 from cvars.broker.database import Database
 from cvars.broker.http import Edge, answer_exceptions
+from cvars.broker.masters import open_keyring
 from cvars.broker.metrics import Metrics
 from cvars.broker.migrate import prepare
 from cvars.broker.openapi import components
@@ -25,13 +26,11 @@ from cvars.broker.policy.load import PolicyError, read_yaml
 from cvars.broker.policy_store import PolicyStore
 from cvars.broker.replay import EvidenceFolder
 from cvars.broker.resources import Resources
-from cvars.broker.secrets import KEY_SIZE, Keyring
 from cvars.broker.service import Broker
 from cvars.broker.sessions import MemorySessions, Sessions
 from cvars.broker.sessions_db import DatabaseSessions
 from cvars.broker.tokens import TokenIssuer
 from cvars.broker.verifier import Verifier
-from cvars.errors import NotYet
 from cvars.release.statements import SigningKey, load_private
 
 _MODELS = [
@@ -58,9 +57,7 @@ def open_broker(
         ConfigMistake, PolicyError, OutsideFailure: nothing is served.
     """
     config.check()
-    master = read_key(config, config.secrets.master_key, "the master key")
-    old = [read_key(config, k, "an old master key") for k in config.secrets.old_keys]
-    keyring = Keyring(master, random, old)
+    keyring = open_keyring(config, random)
     signer = _signing_key(config, config.identity.signing_key, "the signing key")
     tokens = TokenIssuer(
         _p256(config, config.identity.token_key, "the token key"),
@@ -216,31 +213,6 @@ def _text(file: Path) -> str:
 
 def _files(config: BrokerConfig, patterns: list[str]) -> list[Path]:
     return sorted({file for pattern in patterns for file in config.folder.glob(pattern)})
-
-
-def read_key(config: BrokerConfig, source: str, what: str) -> bytes:
-    """A 32-byte key from a private file, ``env:NAME`` (hex) or ``credential:NAME`` (systemd).
-
-    Raises ``ConfigMistake``.
-    """
-    import os  # noqa: PLC0415
-
-    if source.startswith("env:"):
-        text = os.environ.pop(source[4:], "")
-        try:
-            key = bytes.fromhex(text)
-        except ValueError:
-            raise ConfigMistake(f"{what}: {source} is not hex") from None
-    elif source.startswith("pkcs11:"):
-        raise NotYet(f"{what} in a PKCS#11 token", hint="use a file, env:NAME or credential:NAME")
-    elif source.startswith("credential:"):
-        folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
-        key = read_private_file(Path(folder) / source[11:], what)
-    else:
-        key = read_private_file(config.path(source), what)
-    if len(key) != KEY_SIZE:
-        raise ConfigMistake(f"{what} has {len(key)} bytes, wanted {KEY_SIZE}", where=source)
-    return key
 
 
 def _signing_key(config: BrokerConfig, source: str, what: str) -> SigningKey:

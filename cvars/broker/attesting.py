@@ -175,9 +175,8 @@ class Attesting(Auditing):
 
     def _hashed(self, claims: Mapping[str, Any]) -> dict[str, Any]:
         """Claims for the token: what identifies a machine is hashed with this broker's salt (attestation 5)."""
-        salt = hashlib.sha256(b"cvars claim salt" + self.keyring.master).digest()
         out = dict(claims)
         for name in ("chip_id", "ppid_hash"):
             if out.get(name):
-                out[name] = hashlib.sha256(salt + str(out[name]).encode()).hexdigest()
+                out[name] = hashlib.sha256(self.keyring.salt + str(out[name]).encode()).hexdigest()
         return out

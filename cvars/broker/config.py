@@ -72,11 +72,20 @@ class IdentityTable(_Table):
     simulated_token_key: str = "keys/token-simulated.pem"  # noqa: S105
 
 
+class Pkcs11Table(_Table):
+    """The token of ``pkcs11:`` keys. ``module``: a shared library; ``pin``: private file, env: or credential:."""
+
+    module: Path
+    token: Annotated[str, Field(min_length=1, max_length=32)]
+    pin: str
+
+
 class SecretsTable(_Table):
-    """``master_key``, ``old_keys``: a file of 32 bytes, ``env:NAME`` (hex) or ``credential:NAME``."""
+    """Master keys: a file of 32 bytes, ``env:NAME`` (hex), ``credential:NAME`` or ``pkcs11:LABEL``."""
 
     master_key: str = "keys/master.key"
     old_keys: list[str] = []
+    pkcs11: Pkcs11Table | None = None
 
 
 class PolicyTable(_Table):
@@ -148,9 +157,10 @@ class CheckpointTable(_Table):
 
 
 class BrokerConfig(_Table):
-    """All of it. ``folder``: where relative paths start."""
+    """All of it. ``folder``: where relative paths start; ``file``: what it was read from."""
 
     folder: Path = Path()
+    file: Path | None = None
     simulation: bool = False
     server: ServerTable = ServerTable()
     identity: IdentityTable = IdentityTable()
@@ -167,6 +177,15 @@ class BrokerConfig(_Table):
     def path(self, given: Path | str) -> Path:
         """``given`` relative to the folder of the configuration."""
         return self.folder / given
+
+    def where(self, *key: str) -> str:
+        """FILE:LINE of a key; the file alone when the key is not written there."""
+        file = self.file or self.folder / "broker.toml"
+        try:
+            line = _line(file.read_text(), key)
+        except (OSError, UnicodeDecodeError):
+            line = None
+        return f"{file}:{line}" if line else str(file)
 
     @property
     def database_url(self) -> str:
@@ -204,13 +223,15 @@ def load_config(file: Path, *, simulation: bool = False, listen: str | None = No
         raise ConfigMistake(f"{file} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigMistake(f"not TOML: {error}", where=str(file)) from None
-    for reserved in ("folder", "simulation"):
+    for reserved in ("folder", "file", "simulation"):
         if reserved in document:
             raise ConfigMistake(f"{reserved}: not a key of broker.toml", where=str(file))
     if listen is not None:
         document["server"] = dict(document.get("server", {})) | {"listen": listen}
     try:
-        config = BrokerConfig.model_validate(document | {"folder": file.parent, "simulation": simulation})
+        config = BrokerConfig.model_validate(
+            document | {"folder": file.parent, "file": file, "simulation": simulation}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(p) for p in first["loc"])

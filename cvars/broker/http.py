@@ -23,10 +23,12 @@ from cvars.broker.claims import Call
 from cvars.broker.database import DatabaseDown
 from cvars.broker.problems import Problem
 from cvars.broker.record import Refused
+from cvars.broker.secrets import MasterKeyDown, WrongMasterKey
 from cvars.release.encoding import Malformed, strict_json
 
 MAX_BODY: Final = 512 * 1024
 MAX_HEADERS: Final = 32 * 1024
+_KEYLESS: Final = (WrongMasterKey, MasterKeyDown)
 _Model = TypeVar("_Model", bound=BaseModel)
 _T = TypeVar("_T")
 log = structlog.get_logger("cvars.broker")
@@ -109,7 +111,7 @@ def json_response(document: Any, *, status: int = 200, headers: dict[str, str] |
 def answer_exceptions(app: FastAPI) -> None:
     """Every exception becomes one of the two bodies."""
 
-    for kind in (Problem, Refused, DatabaseDown, HTTPException, RequestValidationError, Exception):
+    for kind in (Problem, Refused, DatabaseDown, *_KEYLESS, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_exception)
 
 
@@ -136,6 +138,9 @@ def problem_of(error: Exception, *, path: str, request_id: str) -> Problem:
     if isinstance(error, DatabaseDown):
         log.error("database", request_id=request_id, error=str(error))
         return Problem(503, "DATABASE", reason="broker.database")
+    if isinstance(error, _KEYLESS):
+        log.error("master_key", request_id=request_id, error=error.message, reason=error.reason)
+        return Problem(503, "MASTER-KEY", reason=error.reason)
     trace = "".join(traceback.format_exception(error))  # text only: frames may hold secrets
     log.error("internal", request_id=request_id, path=bounded(path), trace=trace)
     return Problem(500, "INTERNAL", reason="internal")

@@ -107,6 +107,7 @@ def serve(config: BrokerConfig, *, ready: Callable[[str, str], None]) -> None:
             exporter.tick(force=True)
     finally:
         broker.audit.close()
+        broker.keyring.close()
         broker.db.close()
 
 

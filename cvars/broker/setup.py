@@ -33,9 +33,16 @@ token_key = "keys/token.pem"            # signs attestation tokens (P-256)
 simulated_token_key = "keys/token-simulated.pem"
 
 [secrets]
-# a file of 32 bytes (mode 0600), env:NAME (hex, removed from the environment), credential:NAME (systemd)
+# a file of 32 bytes (mode 0600), env:NAME (hex, removed from the environment), credential:NAME (systemd),
+# pkcs11:LABEL (an AES-256 key on a token, sensitive and not extractable; the token must offer CKM_AES_GCM)
 master_key = "keys/master.key"
 # old_keys = []                         # still unwrap, until `cvars broker secret rotate` has run
+
+# for pkcs11: keys; needs pip install 'cvars[pkcs11]'
+# [secrets.pkcs11]
+# module = "/usr/lib/softhsm/libsofthsm2.so"
+# token = "cvars"                       # its label
+# pin = "keys/pin"                      # a file (mode 0600), env:NAME or credential:NAME
 
 [policy]
 files = ["policies/*.yaml"]             # read at start and on SIGHUP

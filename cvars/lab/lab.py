@@ -192,6 +192,7 @@ class Lab:
         """Close the broker's database and log."""
         self.broker.db.close()
         self.broker.audit.close()
+        self.broker.keyring.close()
 
     def random_bytes(self, count: int) -> bytes:
         """The lab's randomness: seeded."""

@@ -121,6 +121,7 @@ class World:
 
     def close(self) -> None:
         self.broker.audit.close()
+        self.broker.keyring.close()
         self.broker.db.close()
 
     def restart(self) -> None:
