@@ -5,6 +5,7 @@ Depth 16, 4096 members, no duplicate member names, no NaN or Infinity, integers 
 
 import json
 import re
+from operator import countOf
 from typing import Any, Final, NoReturn
 
 MAX_DEPTH: Final = 16
@@ -147,7 +148,7 @@ def array(value: Any, what: str) -> list[Any]:  # noqa: ANN401
 
 def octets(value: Any, size: int, what: str) -> bytes:  # noqa: ANN401
     """``value`` as an array of exactly ``size`` integers 0..255."""
-    if len(array(value, what)) == size and {int}.issuperset(map(type, value)):  # no bool, and fast
+    if len(array(value, what)) == size and countOf(map(type, value), int) == size:  # no bool, and fast
         try:
             return bytes(value)
         except (ValueError, OverflowError):

@@ -87,7 +87,8 @@ class AuditLog:
 def bounded(value: Any) -> Any:  # noqa: ANN401 - any member
     """``value`` with every text cut to ``MAX_TEXT`` characters and no control characters."""
     if isinstance(value, str):
-        return "".join(c if c.isprintable() else "?" for c in value[:MAX_TEXT])
+        text = value[:MAX_TEXT]
+        return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
     if isinstance(value, dict):
         return {bounded(str(k)): bounded(v) for k, v in list(value.items())[:64]}
     if isinstance(value, list | tuple):

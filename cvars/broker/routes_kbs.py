@@ -2,8 +2,7 @@
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
-from email.utils import format_datetime
+from email.utils import formatdate
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -30,9 +29,7 @@ async def auth(request: Request) -> Response:
     cookie, nonce, expires = await in_thread(
         request, lambda: broker.auth(call, version=body.version, tee=body.tee)
     )
-    answer = json_response({"nonce": nonce, "extra-params": ""})
-    _set_cookie(request, answer, cookie, expires)
-    return answer
+    return json_response({"nonce": nonce, "extra-params": ""}, headers=_cookie(request, cookie, expires))
 
 
 @router.post("/attest", **documented(body=AttestRequest, reply=AttestReply, errors=(401, 408, 413), kbs=True))
@@ -49,10 +46,8 @@ async def attest(request: Request) -> Response:
         raise
     call.evidence = hashlib.sha256(raw).hexdigest()
     token, session = await in_thread(request, lambda: broker.attest(call, cookie, document))
-    answer = json_response({"token": token})
     assert cookie is not None
-    _set_cookie(request, answer, cookie, session.expires)
-    return answer
+    return json_response({"token": token}, headers=_cookie(request, cookie, session.expires))
 
 
 @router.get("/resource/{repository}/{type}/{tag}", **documented(reply=Jwe, errors=(401, 403, 404), kbs=True))
@@ -111,10 +106,10 @@ def bearer_of(request: Request) -> str | None:
     return value.strip() if scheme.lower() == "bearer" else None
 
 
-def _set_cookie(request: Request, answer: Response, cookie: str, expires: float) -> None:
-    when = format_datetime(datetime.fromtimestamp(expires, UTC), usegmt=True)
-    secure = "; Secure" if request.url.scheme == "https" else ""
-    answer.headers["set-cookie"] = f"{COOKIE}={cookie}; Expires={when}; Path=/; HttpOnly; SameSite=Strict{secure}"
+def _cookie(request: Request, cookie: str, expires: float) -> dict[str, str]:
+    when = formatdate(expires, usegmt=True)
+    secure = "; Secure" if request.scope["scheme"] == "https" else ""
+    return {"set-cookie": f"{COOKIE}={cookie}; Expires={when}; Path=/; HttpOnly; SameSite=Strict{secure}"}
 
 
 #: what a fleet that boots asks for, without the framework's routing

@@ -4,7 +4,7 @@ ES256, header with ``kid`` and, for compatibility, ``jwk``; an embedded ``jwk`` 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -31,6 +31,11 @@ class TokenIssuer:
     broker_id: str
     simulated_key: SigningKey | None = None
     life_s: int = LIFE_S
+    _headers: Mapping[str, Mapping[str, Any]] = field(init=False, repr=False)  # by kid
+
+    def __post_init__(self) -> None:
+        headers = {k.kid: _header(k) for k in (self.key, self.simulated_key) if k is not None}
+        object.__setattr__(self, "_headers", headers)
 
     def issue(
         self,
@@ -85,10 +90,7 @@ class TokenIssuer:
             },
             "cvars": {"trust_domain": trust_domain, "session": session, "anchor_epoch": epoch},
         }
-        public = signer.private.public_key()
-        assert isinstance(public, ec.EllipticCurvePublicKey)
-        jwk = {"alg": "ES256", "crv": "P-256", "kid": signer.kid, "kty": "EC"} | ec_jwk(public, CURVES["P-256"])
-        return signer.jws({"alg": "ES256", "jwk": jwk, "kid": signer.kid, "typ": "JWT"}, payload)
+        return signer.jws(self._headers[signer.kid], payload)
 
     def issuer(self, *, simulated: bool) -> str:
         """The ``iss`` of a trust domain."""
@@ -118,3 +120,10 @@ class TokenIssuer:
         if not payload["iat"] - 60 <= now < payload["exp"]:
             raise TokenRefused("expired")
         return str(payload["cvars"]["session"])
+
+
+def _header(signer: SigningKey) -> dict[str, Any]:
+    public = signer.private.public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    jwk = {"alg": "ES256", "crv": "P-256", "kid": signer.kid, "kty": "EC"} | ec_jwk(public, CURVES["P-256"])
+    return {"alg": "ES256", "jwk": jwk, "kid": signer.kid, "typ": "JWT"}

@@ -1,6 +1,7 @@
 """What AMD writes into a VCEK or VLEK certificate. Source: AMD 57230; `attestation` 2.3."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from cvars.attest import der
@@ -35,8 +36,9 @@ class Leaf:
     wrong: str
 
 
+@lru_cache(maxsize=256)
 def read_leaf(certificate: Certificate) -> Leaf:
-    """Read the AMD extensions; never raises for what a certificate says."""
+    """Read the AMD extensions; never raises for what a certificate says. Remembered, as parsing is."""
     wrong: list[str] = []
 
     def spl(name: str) -> int | None:

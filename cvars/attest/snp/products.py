@@ -1,6 +1,7 @@
 """Product lines and what depends on them: the two layouts of a TCB version. Source: `attestation` 2.1, 2.2."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, TypeAlias
 
 Line: TypeAlias = Literal["Milan", "Genoa", "Turin"]
@@ -33,6 +34,7 @@ class Tcb:
     fmc: int | None = None
 
     @staticmethod
+    @lru_cache(maxsize=256)
     def parse(raw: bytes, line: Line) -> "Tcb":
         """Read the 8 bytes in ``line``'s layout."""
         return Tcb(**{name: raw[at] for at, name in layout(line).items()})

@@ -3,6 +3,7 @@
 Little-endian. Offsets are in bytes. The signature (ECDSA P-384, SHA-384) covers 0x000..0x29F.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from struct import Struct as PackedStruct
 from typing import Any, Final
@@ -185,10 +186,18 @@ class SnpReport:
         }
 
 
+_BLANK: Final[Mapping[str, Any]] = dict(
+    zip((field.name for field in ATTESTATION_REPORT.subcons), _PACKED.unpack(bytes(REPORT_BYTES)), strict=True)
+)
+
+
 def build_report(**fields: Any) -> bytes:  # noqa: ANN401 - the fields of the layout
-    """1184 bytes from fields; what is not given is zero."""
-    blank: dict[str, Any] = {
-        field.name: 0 if field.subcon in (Int8ul, Int32ul, Int64ul) else bytes(field.sizeof())
-        for field in ATTESTATION_REPORT.subcons
-    }
-    return bytes(ATTESTATION_REPORT.build(blank | fields))
+    """1184 bytes from fields; what is not given is zero.
+
+    Raises:
+        ValueError: no such field, or bytes of another length. ``struct.error``: an integer out of range.
+    """
+    for name, value in fields.items():
+        if name not in _BLANK or (isinstance(value, bytes) and len(value) != len(_BLANK[name])):
+            raise ValueError(f"not a report's {name}")
+    return _PACKED.pack(*{**_BLANK, **fields}.values())
