@@ -13,9 +13,9 @@ REPORT_DATA = bytes(range(64))
 
 
 @pytest.fixture
-def randomness():
-    """Seeded bytes."""
-    return random_module.Random(6).randbytes
+def randomness(request):
+    """Seeded bytes, others in each test: what one makes in the common folder is nobody else's next."""
+    return random_module.Random(request.node.nodeid).randbytes
 
 
 @pytest.fixture
