@@ -7,7 +7,7 @@ import typer
 
 from cvars.cli.later import add_missing
 from cvars.cli.output import JsonOption, QuietOption, VerboseOption, answer, emit, say, table
-from cvars.cli.places import read_bytes
+from cvars.cli.places import present, read_bytes
 from cvars.errors import OutsideFailure, UsageMistake
 
 app = typer.Typer(no_args_is_help=True, help="What the host can see.")
@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="What the host can see.")
 
 @app.command("host-view")
 def host_view(
-    stores: Annotated[list[Path], typer.Argument(help="Store images, or folders of them.", exists=True)],
+    stores: Annotated[list[Path], typer.Argument(help="Store images, or folders of them.", callback=present)],
     out: Annotated[Path | None, typer.Option("--out", help="Write an HTML report.")] = None,
     _json: JsonOption = False,
     _quiet: QuietOption = False,

@@ -8,6 +8,7 @@ import typer
 
 from cvars.cli.broker_common import HERE, ConfigOption, offline
 from cvars.cli.output import JsonOption, QuietOption, VerboseOption, answer, emit, say
+from cvars.cli.places import present, read_bytes, read_text
 from cvars.errors import BadInput, UsageMistake
 
 if TYPE_CHECKING:
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Release policies: check, explain, diff, suggest, import.")
 
-FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A policy, YAML.")]
+FileArgument = Annotated[
+    Path,
+    typer.Argument(callback=present, help="A policy, YAML (- for standard input)."),
+]
 EvidenceOption = Annotated[
-    Path, typer.Option("--evidence", exists=True, help="Report, quote, or the JSON a client sends.")
+    Path,
+    typer.Option("--evidence", callback=present, help="Report, quote, or the JSON a client sends."),
 ]
 CertsOption = Annotated[
     Path | None, typer.Option("--certs", exists=True, file_okay=False, help="Certificates and collateral at hand.")
@@ -58,7 +63,7 @@ def _load(file: Path, verifier: "AttestVerifier", references: Path | None) -> "P
     if references is not None:
         document = read_yaml(references.read_text(), where=str(references))
         values = {str(k): verifier.reference(v) for k, v in dict(document or {}).items()}
-    return load_policy(file.read_text(), verifier=verifier, references=values, where=str(file))
+    return load_policy(read_text(file), verifier=verifier, references=values, where=str(file))
 
 
 def _at(text: str | None) -> datetime:
@@ -108,7 +113,7 @@ def put(
     Example: cvars broker policy put web.yaml --config ./broker
     """
     broker = offline(config, simulation=simulation)
-    name = broker.policy_store.put(file.read_text(), broker.policies)
+    name = broker.policy_store.put(read_text(file), broker.policies)
     say(f"{name}: active")
     emit("cvars.broker.policy.put/1", {"policy": name})
 
@@ -135,7 +140,7 @@ def explain(
 
     verifier = _verifier(certs, simulated_roots)
     policy = _load(file, verifier, references)
-    sample = read_sample(evidence, verifier, at=_at(at))
+    sample = read_sample(read_bytes(evidence), str(evidence), verifier, at=_at(at))
     decision = judge(policy, sample, verifier, resource=resource, vm_id=vm)
     _say_decision(evidence, sample, decision)
     emit(
@@ -168,7 +173,7 @@ def _say_decision(evidence: Path, sample: "Sample", decision: "Decision") -> Non
 @app.command()
 def diff(
     before: FileArgument,
-    after: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The other policy.")],
+    after: Annotated[Path, typer.Argument(callback=present, help="The other policy.")],
     evidence: Annotated[Path, typer.Option("--evidence", exists=True, help="A file or a folder of evidence.")],
     certs: CertsOption = None,
     simulated_roots: RootsOption = None,
@@ -191,7 +196,7 @@ def diff(
     simulated = False
     for one in files:
         try:
-            sample = read_sample(one, verifier, at=_at(at))
+            sample = read_sample(read_bytes(one), str(one), verifier, at=_at(at))
         except BadInput as error:
             say(f"{one}: skipped, {error.message}", err=True)
             continue
@@ -224,7 +229,7 @@ def suggest(
     from cvars.broker.policy.suggest import suggestion  # noqa: PLC0415
 
     verifier = _verifier(certs, simulated_roots)
-    sample = read_sample(evidence, verifier, at=_at(at))
+    sample = read_sample(read_bytes(evidence), str(evidence), verifier, at=_at(at))
     if not sample.result.verified:
         raise BadInput(f"not known-good: {sample.result.rule}, {sample.result.detail}", where=str(evidence))
     text = suggestion(sample, name=name)
@@ -235,7 +240,8 @@ def suggest(
 @app.command("import")
 def import_azure(
     file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="Azure Key Vault release policy, JSON.")
+        Path,
+        typer.Argument(callback=present, help="Azure Key Vault release policy, JSON."),
     ],
     name: Annotated[str, typer.Option(help="Name of the policy.")] = "imported",
     applies_to: Annotated[list[str] | None, typer.Option(help="repository/type/tag; may be repeated.")] = None,
@@ -251,7 +257,7 @@ def import_azure(
     from cvars.broker.azure import convert  # noqa: PLC0415
 
     text = convert(
-        file.read_text(errors="replace"),
+        read_bytes(file).decode(errors="replace"),
         name=name,
         applies_to=applies_to or ["vms/*/store-kek"],
         products=product or ["Milan", "Genoa"],

@@ -27,7 +27,10 @@ def run(
     tee: TeeOption,
     store: Annotated[Path, typer.Option("--store", help="The pflash blob, as the host keeps it.")],
     broker: Annotated[str, typer.Option("--broker", help="URL of the key broker.")],
-    init_data: Annotated[Path, typer.Option("--init-data", help="Measured; names the VM, pins the broker's key.")],
+    init_data: Annotated[
+        Path,
+        typer.Option("--init-data", help="Measured; names the VM, pins the broker's key (- for standard input)."),
+    ],
     on_rollback: Annotated[
         str, typer.Option("--on-rollback", help="An older image within the broker's ring: repair or refuse.")
     ] = "repair",
@@ -39,7 +42,8 @@ def run(
     redact: Annotated[bool, typer.Option("--redact", help="Write zeros for values in the capture (P38).")] = False,
     trace: Annotated[Path | None, typer.Option("--trace", help="Append events as JSON Lines.")] = None,
     scenario: Annotated[
-        Path | None, typer.Option("--scenario", help="Play this scenario as the guest, then power off.")
+        Path | None,
+        typer.Option("--scenario", help="Play this scenario as the guest, then power off (- for standard input)."),
     ] = None,
     hardware: HardwareOption = None,
     test_without: Annotated[list[str] | None, typer.Option("--test-without", hidden=True)] = None,
@@ -60,9 +64,12 @@ def run(
     _one_of("--tee", tee, _TEES)
     _one_of("--on-rollback", on_rollback, ("repair", "refuse"))
     without = tests_only(test_without or (), TESTABLE_CHECKS)
+    if str(scenario) == str(init_data) == "-":
+        raise UsageMistake("standard input can be read once", hint="give one of the files by its name")
     codes: list[int] = []
-    if scenario is not None:
-        read_scenario(read_text(scenario), str(scenario))  # a mistake in it must not cost a boot
+    played = read_text(scenario) if scenario is not None else None
+    if played is not None:
+        read_scenario(played, str(scenario))  # a mistake in it must not cost a boot
     socket = unix_path(listen) if listen else runtime_dir() / f"guest-{os.getpid()}.sock"
 
     def ready(component: Component) -> None:
@@ -82,8 +89,8 @@ def run(
             },
             simulated=True,
         )
-        if scenario is not None:
-            play_beside(socket, scenario, codes)
+        if played is not None:
+            play_beside(socket, played, codes)
 
     serve(
         Options(

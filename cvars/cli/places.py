@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import typer
+
 from cvars.errors import BadInput, OutsideFailure, UsageMistake
 
 
@@ -32,14 +34,31 @@ def unix_path(text: str) -> Path:
     return Path(path)
 
 
+def present(value: Path | list[Path] | None) -> Path | list[Path] | None:
+    """For `typer`'s ``callback``: files that are there, or ``-``.
+
+    Raises:
+        typer.BadParameter: one is not there.
+    """
+    for path in value if isinstance(value, list) else [value]:
+        if path is not None and str(path) != "-" and not path.exists():
+            raise typer.BadParameter(f"{path} does not exist")
+    return value
+
+
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes; ``-`` is standard input."""
+    """A file's bytes; ``-`` is standard input, once."""
     if str(path) == "-":
-        return sys.stdin.buffer.read()
+        if sys.stdin.closed:
+            raise UsageMistake("standard input can be read once", hint="give one of the files by its name")
+        with sys.stdin.buffer as stdin:
+            return stdin.read()
     try:
         return path.read_bytes()
     except FileNotFoundError:
         raise UsageMistake(f"no such file: {path}") from None
+    except IsADirectoryError:
+        raise UsageMistake(f"{path} is a folder") from None
     except OSError as error:
         raise OutsideFailure(f"cannot be read: {error.strerror}", where=str(path)) from error
 

@@ -2,12 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cvars.cli.output import JsonOption, QuietOption, VerboseOption, answer, emit, say, table
+from cvars.cli.places import present, read_bytes
 from cvars.errors import BadInput, OutsideFailure, UsageMistake
+
+if TYPE_CHECKING:
+    from cvars.store.keyfile import KeyFile
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,14 +19,14 @@ app = typer.Typer(
 )
 
 ImageArgument = Annotated[
-    Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE", help="Store image (.fd, .store).")
+    Path,
+    typer.Argument(callback=present, metavar="FILE", help="Store image (.fd, .store)."),
 ]
 KeyOption = Annotated[
     Path | None,
     typer.Option(
         "--key-file",
-        exists=True,
-        dir_okay=False,
+        callback=present,
         help="JSON or TOML with store_id, vm_id, key_version, kek (hex), or 32 raw bytes: the key alone.",
     ),
 ]
@@ -32,8 +36,7 @@ NeededKey = Annotated[
     Path,
     typer.Option(
         "--key-file",
-        exists=True,
-        dir_okay=False,
+        callback=present,
         help="JSON or TOML with store_id, vm_id, key_version, kek (hex), or 32 raw bytes: the key alone.",
     ),
 ]
@@ -48,6 +51,21 @@ def image_size(text: str) -> int:
         return int(number) * unit
     except ValueError:
         raise UsageMistake(f"not a size: {text}", hint="bytes, or with K or M: --size 1M") from None
+
+
+def _image(path: Path) -> bytes:
+    """A store's bytes, read once; ``-`` is standard input."""
+    from cvars.store import MemoryMedium, offline  # noqa: PLC0415
+    from cvars.store.medium import read_image  # noqa: PLC0415
+
+    return read_image(MemoryMedium(read_bytes(path))) if str(path) == "-" else offline.read_file(path)
+
+
+def _key(path: Path) -> "KeyFile":
+    """A key file; ``-`` is standard input."""
+    from cvars.store import keyfile  # noqa: PLC0415
+
+    return keyfile.parse(read_bytes(path), str(path))
 
 
 def _new_file(path: Path, data: bytes) -> None:
@@ -93,7 +111,7 @@ def create(
 
     Example: cvars store create vm.fd --size 1M
     """
-    from cvars.store import keyfile, offline  # noqa: PLC0415
+    from cvars.store import offline  # noqa: PLC0415
     from cvars.store.geometry import Geometry  # noqa: PLC0415
 
     size_bytes = image_size(size)
@@ -109,7 +127,7 @@ def create(
     blank = offline.creation_image(geometry, nor=nor, aux=aux, request_id=os.urandom(16))
     made = "a creation header"
     if key_file is not None:
-        blank = offline.create_unanchored(blank, keyfile.load(key_file), suite=suite, random=os.urandom)
+        blank = offline.create_unanchored(blank, _key(key_file), suite=suite, random=os.urandom)
         made = 'a store in mode "none": its freshness is not verified'
     _new_file(file, blank)
     say(f"{file}: {made}, {size_bytes} bytes, capacity {geometry.capacity} bytes")
@@ -138,10 +156,9 @@ def inspect(
     """
     from dataclasses import asdict  # noqa: PLC0415
 
-    from cvars.store import offline  # noqa: PLC0415
     from cvars.store.inspecting import inspect as look  # noqa: PLC0415
 
-    image = offline.read_file(file)
+    image = _image(file)
     seen = look(image)
     say(f"{file}: {seen.image_size} bytes, frames of {seen.frame or '?'} bytes, without a key:")
     if seen.creation is not None:
@@ -189,10 +206,9 @@ def fsck(
     """
     from dataclasses import asdict  # noqa: PLC0415
 
-    from cvars.store import keyfile, offline  # noqa: PLC0415
     from cvars.store.checking import check  # noqa: PLC0415
 
-    report = check(offline.read_file(file), keyfile.load(key_file))
+    report = check(_image(file), _key(key_file))
     say(f"{file}: {'sound' if report.sound else 'not sound'}")
     for finding in report.findings:
         what = f"record {finding.record}" if finding.record is not None else "image"
@@ -233,10 +249,10 @@ def dump(
 
     Example: cvars store dump vm.fd --key-file key.json --json
     """
-    from cvars.store import keyfile, offline, rewriting  # noqa: PLC0415
+    from cvars.store import rewriting  # noqa: PLC0415
     from cvars.variables.security import PRIVATE  # noqa: PLC0415
 
-    source = rewriting.open_sound(offline.read_file(file), keyfile.load(key_file))
+    source = rewriting.open_sound(_image(file), _key(key_file))
     live = sorted(source.history.variables.items(), key=lambda item: item[0].sort_bytes)
     rows = [
         (k.name.encode("unicode_escape").decode(), k.vendor_guid, f"{v.attributes:#x}", len(v.data))
@@ -293,7 +309,10 @@ def rotate(
     out: OutOption,
     new_key_file: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Key file of the new key; without it only new salts."),
+        typer.Option(
+            callback=present,
+            help="Key file of the new key; without it only new salts.",
+        ),
     ] = None,
     suite: Annotated[int | None, typer.Option(min=1, max=3, help="Another cipher suite.")] = None,
     _json: JsonOption = False,
@@ -306,10 +325,10 @@ def rotate(
 
     Example: cvars store rotate vm.fd --key-file key.json --new-key-file new.json --out rotated.fd
     """
-    from cvars.store import keyfile, offline, rewriting  # noqa: PLC0415
+    from cvars.store import rewriting  # noqa: PLC0415
 
-    source = rewriting.open_sound(offline.read_file(file), keyfile.load(key_file))
-    new = keyfile.load(new_key_file) if new_key_file else None
+    source = rewriting.open_sound(_image(file), _key(key_file))
+    new = _key(new_key_file) if new_key_file else None
     _rewritten(
         "rotate",
         out,
@@ -335,10 +354,10 @@ def resize(
 
     Example: cvars store resize vm.fd --key-file key.json --size 2M --out larger.fd
     """
-    from cvars.store import keyfile, offline, rewriting  # noqa: PLC0415
+    from cvars.store import rewriting  # noqa: PLC0415
     from cvars.store.geometry import Geometry  # noqa: PLC0415
 
-    source = rewriting.open_sound(offline.read_file(file), keyfile.load(key_file))
+    source = rewriting.open_sound(_image(file), _key(key_file))
     geometry = Geometry.of(image_size(size), frame or source.history.geometry.frame)
     if geometry is None:
         raise UsageMistake(
@@ -368,9 +387,9 @@ def recover(
 
     Example: cvars store recover vm.fd --key-file key.json --out rescued.fd
     """
-    from cvars.store import keyfile, offline, rewriting  # noqa: PLC0415
+    from cvars.store import rewriting  # noqa: PLC0415
 
-    source = rewriting.open_damaged(offline.read_file(file), keyfile.load(key_file))
+    source = rewriting.open_damaged(_image(file), _key(key_file))
     say(
         f"{file}: verifies to sequence {source.history.point.counter}; "
         f"{source.unused_records} later records are authentic but lie behind damage and are not used"

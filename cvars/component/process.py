@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -168,7 +169,7 @@ def serve(options: Options, ready: Callable[[Component], None]) -> None:
 
 def _read_init_data(path: Path) -> InitData:
     try:
-        return parse(path.read_text())
+        return parse(sys.stdin.read() if str(path) == "-" else path.read_text())
     except FileNotFoundError:
         raise UsageMistake(f"no such init-data file: {path}", hint="cvars guest init writes one") from None
     except (Malformed, UnicodeDecodeError) as error:

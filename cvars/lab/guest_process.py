@@ -46,18 +46,21 @@ def play_through(socket: Path, steps: list[Step], answers: Path | None) -> list[
     return played
 
 
-def play_beside(socket: Path, scenario: Path, codes: list[int]) -> None:
-    """Start a guest process that plays ``scenario``; when it ends, this process gets SIGTERM (power off).
+def play_beside(socket: Path, scenario: str, codes: list[int]) -> None:
+    """Start a guest process that plays ``scenario`` (its text). When it ends, SIGTERM comes here: power off.
 
     Its exit code is appended to ``codes``.
     """
     guest = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
-        [sys.executable, "-m", "cvars", "guest", "play", str(scenario), "--connect", f"unix:{socket}"],
+        [sys.executable, "-m", "cvars", "guest", "play", "-", "--connect", f"unix:{socket}"],
+        stdin=subprocess.PIPE,
         stdout=sys.stderr,
+        text=True,
     )
 
     def wait() -> None:
-        codes.append(guest.wait())
+        guest.communicate(scenario)
+        codes.append(guest.returncode)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="scenario", daemon=True).start()

@@ -16,10 +16,9 @@ binding is not compared, so a raw key says nothing about *whose* store an image 
 import json
 import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
-from cvars.errors import BadInput, OutsideFailure
+from cvars.errors import BadInput
 from cvars.store.keys import StoreKeys
 
 KEY_BYTES: Final = 32
@@ -51,12 +50,8 @@ class KeyFile:
         return StoreKeys(self.store_id, self.vm_id or "", self.keks, self.key_version)
 
 
-def load(path: Path) -> KeyFile:
-    """Read a key file. Raises BadInput; the message never holds a key byte."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise OutsideFailure(f"{path}: {error.strerror}") from None
+def parse(data: bytes, where: str) -> KeyFile:
+    """Read a key file's bytes. Raises BadInput; the message never holds a key byte."""
     if len(data) == KEY_BYTES:
         return KeyFile({1: data})
     try:
@@ -64,7 +59,7 @@ def load(path: Path) -> KeyFile:
         parsed: Any = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
         return _from_members(parsed)
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise BadInput(f"{path} is not a key file", where=f"{len(data)} bytes", hint=HELP) from None
+        raise BadInput("not a key file", where=f"{where}, {len(data)} bytes", hint=HELP) from None
 
 
 def _from_members(members: dict[str, Any]) -> KeyFile:

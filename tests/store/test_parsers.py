@@ -11,7 +11,7 @@ from cvars.store import Mode, escrow, operations, record
 from cvars.store.checking import check
 from cvars.store.header import BANK_MAGIC, INIT_MAGIC, BankHeader, CreationHeader
 from cvars.store.inspecting import inspect
-from cvars.store.keyfile import KeyFile, dump, load
+from cvars.store.keyfile import KeyFile, dump, parse
 from cvars.store.operations import Malformed
 from tests.store.images import sample
 from tests.store.world import SMALL, World, append, delete, put
@@ -258,16 +258,16 @@ def test_key_files_come_back_and_bad_ones_never_show_their_bytes(tmp_path) -> No
     keys = sample().world.keys()
     file = tmp_path / "key"
     file.write_text(dump(keys))
-    loaded = load(file)
+    loaded = parse(file.read_bytes(), str(file))
     assert loaded.keys(store_id=b"", key_version=0) == keys
     file.write_bytes(b"K" * 32)
-    raw = load(file)
+    raw = parse(file.read_bytes(), str(file))
     assert raw.raw
     assert raw.keys(store_id=bytes(16), key_version=4).keks == {4: b"K" * 32}
     head = 'store_id = "{}"\nvm_id = "web-1"\nkek = "{}"\n'.format("00" * 16, "00" * 32)
     toml = head + '[keks]\n2 = "%s"\n' % ("62" * 32)
     file.write_text(toml)
-    assert load(file).keks == {1: bytes(32), 2: b"b" * 32}
+    assert parse(file.read_bytes(), "file").keks == {1: bytes(32), 2: b"b" * 32}
     for bad in (
         b"",
         b"SECRETSECRET",
@@ -279,5 +279,5 @@ def test_key_files_come_back_and_bad_ones_never_show_their_bytes(tmp_path) -> No
     ):
         file.write_bytes(bad)
         with pytest.raises(BadInput) as caught:
-            load(file)
+            parse(file.read_bytes(), str(file))
         assert "SECRET" not in caught.value.message + caught.value.where

@@ -12,7 +12,7 @@ from cvars.errors import StoreError
 from cvars.store import Mode
 from cvars.store.explaining import EXPLANATIONS
 from cvars.store.inspecting import inspect
-from cvars.store.keyfile import dump, load
+from cvars.store.keyfile import dump, parse
 from cvars.store.rewriting import open_sound
 from tests.store.images import places, sample
 from tests.store.world import World, put, state
@@ -191,7 +191,7 @@ def test_new_images_hold_the_state_above_the_old_numbers_and_need_a_rebase(verb,
     assert code == 0
     assert image.read_bytes() == base.image
     made = json.loads(text)
-    source = open_sound(out.read_bytes(), load(key))
+    source = open_sound(out.read_bytes(), parse(key.read_bytes(), str(key)))
     assert source.history.variables == base.final
     old = max(b.header["Generation"] for b in inspect(base.image).banks if b.header)
     head = source.history.header
@@ -219,7 +219,7 @@ def test_recover_takes_out_what_precedes_the_damage(cli, files, tmp_path) -> Non
     code, text, _ = cli("recover", image, "--key-file", key, "--out", out)
     assert code == 0
     assert f"{base.last - victim.sequence} later records" in text
-    source = open_sound(out.read_bytes(), load(key))
+    source = open_sound(out.read_bytes(), parse(key.read_bytes(), str(key)))
     assert source.history.variables == base.states[victim.sequence - 1]
     assert source.history.header.base_sequence == base.last + 1
     for verb in ("rotate", "dump"):

@@ -3,7 +3,6 @@
 import base64
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 from cvars.broker.policy.evaluate import Decision, Facts, decide
@@ -35,14 +34,13 @@ class Sample:
         return self.result.trust_domain == "simulated"
 
 
-def read_sample(file: Path, verifier: Verifier, *, at: datetime) -> Sample:
+def read_sample(data: bytes, where: str, verifier: Verifier, *, at: datetime) -> Sample:
     """A raw report or quote, or JSON: a client's primary evidence, an attest body, or kept evidence.
 
     Raises ``BadInput``.
     """
-    data = file.read_bytes()
     if len(data) > _MAX:
-        raise BadInput("evidence of more than 1 MiB", where=str(file))
+        raise BadInput("evidence of more than 1 MiB", where=where)
     if data.lstrip()[:1] != b"{":
         tee = "tdx" if data[4:8] == _TDX_TEE else "snp"
         primary: Any = base64.b64encode(data).decode()
@@ -50,7 +48,7 @@ def read_sample(file: Path, verifier: Verifier, *, at: datetime) -> Sample:
         try:
             document = strict_json(data)
         except Malformed as error:
-            raise BadInput(f"not evidence: {error}", where=str(file)) from None
+            raise BadInput(f"not evidence: {error}", where=where) from None
         document = document.get("evidence", document)
         document = document.get("tee-evidence", document) if isinstance(document, dict) else {}
         primary = document.get("primary_evidence", document) if isinstance(document, dict) else {}
