@@ -324,7 +324,8 @@ def test_the_command_line_uses_the_token(token, folder, tmp_path):
     assert "Traceback" not in refused.stderr
     assert "wrong-pin-12" not in refused.stderr
     other = tmp_path / "softhsm2.conf"
-    other.write_text(Path(os.environ["SOFTHSM2_CONF"]).read_text() + "slots.mechanisms = CKM_AES_CBC,CKM_AES_ECB\n")
+    usual = Path(os.environ["SOFTHSM2_CONF"]).read_text()
+    other.write_text(f"{usual}slots.mechanisms = CKM_AES_CBC,CKM_AES_ECB\n")
     refused = cvars("secret", "list", SOFTHSM2_CONF=str(other))
     assert refused.returncode == 2
     assert "secrets.pkcs11.token: the token 'cvars' does not offer CKM_AES_GCM" in refused.stderr
