@@ -211,7 +211,12 @@ def _operate(config: Path, vm_id: str, verb: str, change: "Callable[[Record], Ch
     except Refused as error:
         if error.status == 404:
             raise _unknown(vm_id) from None
-        raise CvarsError(f"{verb} {vm_id}: {error.detail}", reason=error.reason, exit_code=ExitCode.NO) from None
+        raise CvarsError(
+            f"{verb} {vm_id}: {error.detail}",
+            hint=f"cvars broker vm show {vm_id}",
+            reason=error.reason,
+            exit_code=ExitCode.NO,
+        ) from None
     say(f"{vm_id}: {record.state}, epoch {record.epoch}, counter {record.point.counter}, key {record.key_version}")
     emit(f"cvars.broker.vm.{verb}/1", describe(record))
 

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 from typer.exceptions import TyperException
+from typer.main import get_command
 
 from cvars import __version__
 from cvars.cli.later import LATER, noun_app
@@ -65,6 +66,7 @@ for name in COMMANDS:
 
 def run() -> None:
     """Run the command line; every way out has one of the exit codes of `errors.ExitCode`."""
+    SPEECH.command = _command(sys.argv[1:])
     try:
         code = app(prog_name="cvars", standalone_mode=False)
     except CvarsError as error:
@@ -88,7 +90,6 @@ def run() -> None:
         fail(
             CvarsError(
                 f"internal error: {type(bug).__name__}: {bug}",
-                hint="this is a bug in cvars: see SECURITY.md or CONTRIBUTING.md; -v prints the traceback",
                 reason="internal",
                 exit_code=ExitCode.BUG,
             )
@@ -96,9 +97,17 @@ def run() -> None:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
+def _command(arguments: list[str]) -> str:
+    """``cvars`` and the leading words of ``arguments`` that name a command."""
+    found: object = get_command(app)
+    words = ["cvars"]
+    for word in arguments:
+        found = getattr(found, "commands", {}).get(word)
+        if found is None:
+            break
+        words.append(word)
+    return " ".join(words)
+
+
 def _usage(error: TyperException) -> CvarsError:
-    context = getattr(error, "ctx", None)
-    help_of = context.command_path if context else "cvars"
-    return CvarsError(
-        error.format_message(), hint=f"see: {help_of} --help", reason="usage", exit_code=ExitCode.USAGE
-    )
+    return CvarsError(error.format_message(), reason="usage", exit_code=ExitCode.USAGE)

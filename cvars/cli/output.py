@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 from rich.console import Console
 
+from cvars.cli.advice import where_and_hint
 from cvars.errors import CvarsError, ExitCode, NotYet
 from cvars.trace import SIMULATED_NOTE
 
@@ -32,11 +33,13 @@ __all__ = [
 class Speech:
     """What -v, -q and --json asked for. One per process; set by the options' callbacks.
 
+    ``command``: the words of the command that runs, for its errors.
     ``simulated``: the command rests on simulated evidence, so that its error says so too; None: not known yet.
     """
 
     as_json: bool = False
     simulated: bool | None = None
+    command: str = "cvars"
     quiet: bool = False
     verbose: bool = False
 
@@ -98,29 +101,29 @@ def emit(schema: str, members: Mapping[str, Any], *, simulated: bool | None = Fa
 
 def fail(error: CvarsError) -> NoReturn:
     """Print ``error`` in its three lines, with --json as an object too, and end with its exit code."""
+    where, hint = where_and_hint(error, SPEECH.command)
     emit(
         "cvars.error/1",
         {
             "error": type(error).__name__,
             "reason": error.reason,
             "message": error.message,
-            "where": error.where,
-            "hint": error.hint,
+            "where": where,
+            "hint": hint,
         },
         simulated=SPEECH.simulated,
     )
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print("error:", style="bold red", end=" ")
     console.print(plain(error.message), markup=False)
-    for line in (error.where, error.hint):
-        if line:
-            console.print("  " + plain(line), markup=False)
+    console.print("  " + plain(where), markup=False)
+    console.print("  " + plain(hint), markup=False)
     raise SystemExit(int(error.exit_code))
 
 
 def not_yet(what: str) -> NoReturn:
     """Answer for a command that a later issue completes: exit code 2, never a pretence."""
-    raise NotYet(f"{what}: not yet", hint="CHANGELOG.md says what is there today")
+    raise NotYet(f"{what}: not yet")
 
 
 def answer(*, yes: bool) -> NoReturn:

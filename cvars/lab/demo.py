@@ -383,7 +383,10 @@ class _Demo:
     def _must_serve(self, boot: Boot) -> Boot:
         if boot.reason is not None:
             raise CvarsError(
-                f"the guest did not boot: {boot.reason}", where=str(boot.process.err), reason=boot.reason
+                f"the guest did not boot: {boot.reason}",
+                where=str(boot.process.err),
+                hint="run the demo again; if it stays so, that is a bug: CONTRIBUTING.md says where to report it",
+                reason=boot.reason,
             )
         return boot
 

@@ -31,7 +31,8 @@ def says_one_thing(done, code, *words):
     assert done.returncode == code, (done.stdout, done.stderr)
     lines = done.stderr.strip().splitlines()
     assert lines[0].startswith("error: ")
-    assert len(lines) <= 3
+    assert len(lines) == 3  # what, where, what to try
+    assert all(line.startswith("  ") and line.strip() for line in lines[1:])
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr
