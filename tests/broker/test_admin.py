@@ -25,6 +25,7 @@ RULES = (
     AdminRule(role="secrets", methods=["POST", "DELETE"], path="/kbs/v0/resource/*/*/*"),
     AdminRule(role="policies", methods=["GET", "POST"], path="/kbs/v0/resource-policy"),
     AdminRule(role="policies", methods=["GET", "POST"], path="/kbs/v0/reference-value/*"),
+    AdminRule(role="attestation", methods=["POST"], path="/kbs/v0/attestation-policy"),
 )
 
 
@@ -221,6 +222,59 @@ def test_stock_rego_restricts_every_release(world, operator):
             assert world.lines[-1]["rule"] == "REGO-DENY"
     allow_all = base64.urlsafe_b64encode(b"package policy\ndefault allow = true\n").decode()
     assert operator("policies", "POST", "/kbs/v0/resource-policy", {"policy": allow_all}).status == 403
+
+
+def test_K42_an_attestation_policy_is_put_and_a_refused_one_keeps_the_old(world, operator):
+    from cvars.broker import rego
+    from cvars.errors import AnchorError
+
+    world.broker.add_vm("vm-1", mode="none")
+    path = "/kbs/v0/attestation-policy"
+
+    def put(text, role="attestation", **changes):
+        encoded = text if isinstance(text, str) else base64.urlsafe_b64encode(text).decode()
+        answer = operator(
+            role, "POST", path, {"type": "rego", "policy_id": "default", "policy": encoded} | changes
+        )
+        world.clock.now += 60
+        return answer.status, answer.body
+
+    def denied():
+        with pytest.raises(AnchorError):
+            world.guest().boot()
+        return world.lines[-1]["rule"]
+
+    deny = b"package policy\n\ndefault allow = false\n"
+    affirming = next(text for text, kind in rego.STOCK.items() if kind == "affirming").encode()
+    assert put(affirming) == (200, b"")
+    assert (world.lines[-1]["action"], world.lines[-1]["decision"]) == ("admin.attestation-policy.put", "allow")
+    world.guest().boot()
+    assert put(deny) == (200, b"")
+    assert denied() == "REGO-DENY"
+    refused = [
+        (affirming, {"role": "policies"}, 403),
+        (affirming, {"type": "cedar"}, 401),
+        (affirming, {"policy_id": "../x"}, 401),
+        (affirming, {"more": 1}, 401),
+        ("not base64!", {}, 401),
+        (b"\xff\xfe", {}, 401),
+        (b"package policy\ndefault allow = true\n", {}, 403),
+        (affirming + b" " * 65536, {}, 403),
+        (b"package other\nallow = true", {}, 403),
+        (b"package policy\nallow if {", {}, 403),
+        (b'package policy\nallow = "yes"', {}, 403),
+        (b"package policy\nimport rego.v1\nallow if nosuch(1)", {}, 403),
+    ]
+    for text, changes, status in refused:
+        assert put(text, **changes)[0] == status, (text[:60], changes)
+        assert denied() == "REGO-DENY", text[:60]
+    world.restart()
+    world.clock.now += 60
+    assert denied() == "REGO-DENY"
+    if rego.available():
+        operator.__init__(world)
+        assert put(b"package policy\nimport rego.v1\nallow if input.iss")[0] == 200
+        world.guest().boot()
 
 
 def test_console_health_and_metrics(world, operator):

@@ -1,7 +1,9 @@
 """The service under abuse: bodies, paths, sessions, policies, injection (K35..K48), grants under contention."""
 
 import json
+import os
 import socket
+import subprocess
 import threading
 import time
 
@@ -245,6 +247,55 @@ def test_K42_rego_errors_deny():
         assert rego.restricts("package policy\nallow = true", claims={}, data={}) == "REGO-ERROR"
         with pytest.raises(PolicyError, match="Rego extra"):
             rego.check("package policy\nallow = input.x", simulation=False)
+
+
+ENDLESS = """package policy
+import rego.v1
+default allow = false
+allow if {
+    some a in numbers.range(1, 3000)
+    some b in numbers.range(1, 3000)
+    a * b == -1
+}
+"""
+
+
+def test_K42_a_rego_text_has_its_own_processor_time_and_waits_for_its_turn(monkeypatch):
+    from cvars.broker import rego
+
+    if not rego.available():
+        pytest.skip("no Rego extra: pip install 'cvars[rego]'")
+    monkeypatch.setattr(rego, "CPU_S", 1)
+    assert rego.restricts(ENDLESS, claims={}, data={}) == "REGO-TIMEOUT"
+    monkeypatch.undo()
+    good = 'package policy\nimport rego.v1\ndefault allow = false\nallow if data.plugin == "resource"'
+    ran, real = [], subprocess.run
+
+    def counted(*args, **kwargs):
+        ran.append(1)
+        at_once.append(len(ran))
+        try:
+            return real(*args, **kwargs)
+        finally:
+            ran.pop()
+
+    at_once: list[int] = []
+    monkeypatch.setattr(rego.subprocess, "run", counted)
+    answers = []
+    threads = [
+        threading.Thread(
+            target=lambda: answers.append(rego.restricts(good, claims={}, data={"plugin": "resource"}))
+        )
+        for _ in range(24)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert answers == [None] * 24
+    assert max(at_once) <= (os.cpu_count() or 1)
+    monkeypatch.setattr(rego, "TIMEOUT_S", 0.001)
+    assert rego.restricts(good, claims={}, data={"plugin": "resource"}) == "REGO-TIMEOUT"
 
 
 def test_K46_the_request_path_uses_local_material_only(sample, tmp_path):
