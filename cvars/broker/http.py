@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from cvars.broker.audit import bounded
@@ -42,7 +43,7 @@ _SECURITY: Final = [
 
 
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
-    """The body, at most ``limit`` bytes, within the configured time. Raises ``Problem`` (413, 408)."""
+    """The body, at most ``limit`` bytes, within the configured time. Raises ``Problem`` (413, 408, 499)."""
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or int(declared) > limit:
         raise Problem(413, "BODY-SIZE")
@@ -57,6 +58,8 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
                     raise Problem(413, "BODY-SIZE")
     except TimeoutError:
         raise Problem(408, "BODY-TIME") from None
+    except ClientDisconnect:  # nobody hears the answer; the request counter does
+        raise Problem(499, "BODY-GONE") from None
     return bytes(data)
 
 

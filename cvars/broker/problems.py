@@ -19,6 +19,7 @@ _KINDS: Final = {
     414: "PayloadTooLarge",
     429: "TooManyRequests",
     431: "PayloadTooLarge",
+    499: "Unavailable",
     500: "Unavailable",
     503: "Unavailable",
 }
@@ -35,6 +36,7 @@ _TITLES: Final = {
     413: "The body is too large",
     423: "Frozen",
     429: "Too many requests",
+    499: "The client went away",
     500: "Internal error",
     503: "Not available",
 }

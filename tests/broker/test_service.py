@@ -9,10 +9,12 @@ import time
 
 import pytest
 
+from cvars.broker.admin import Admin
+from cvars.broker.metrics import Metrics
 from cvars.broker.policy.load import PolicyError
 from cvars.broker.sessions import MemorySessions, TooManySessions
 from cvars.broker.sessions_db import DatabaseSessions
-from tests.broker.real import RESOURCE, SECRET, KbsClient, policy_text, request
+from tests.broker.real import RESOURCE, SECRET, KbsClient, Server, policy_text, request
 from tests.broker.support import POLICY, World
 
 
@@ -121,6 +123,43 @@ def test_K36_a_slow_body_is_cut_off(tmp_path, simulated_hardware):
         assert request(slow.server.port, "GET", "/healthz").status == 200
     finally:
         slow.stop()
+
+
+def test_K36_a_client_that_leaves_in_its_body_is_counted_and_changes_nothing(world):
+    import structlog
+
+    from cvars.broker.app import create_app
+
+    metrics = Metrics()
+    server = Server(create_app(world.broker, admin=Admin(allow_all=True), metrics=metrics))
+    left = [
+        ("POST", "/kbs/v0/auth", "Content-Length: 100", b'{"version"'),
+        ("POST", "/kbs/v0/attest", "Transfer-Encoding: chunked", b"5\r\n{\"a\":\r\n"),
+        ("POST", "/kbs/v0/resource/a/b/c", "Content-Length: 100", b"half a secret"),
+        ("POST", "/cvars/v1/vms", "Content-Length: 100", b'{"vm_id": "vm-1"'),
+    ]
+
+    def gone():
+        lines = metrics.render({})[0].decode().splitlines()
+        return sum(line.startswith("cvars_broker_requests_total") and 'status="499"' in line for line in lines)
+
+    try:
+        with structlog.testing.capture_logs() as lines:
+            for method, path, header, body in left:
+                with socket.create_connection(("127.0.0.1", server.port)) as raw:
+                    raw.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode() + body)
+                    time.sleep(0.05)
+            deadline = time.monotonic() + 10
+            while gone() < len(left) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert request(server.port, "GET", "/healthz").status == 200
+        assert [line["event"] for line in lines] == []
+    finally:
+        server.stop()
+    assert gone() == len(left)
+    assert b'status="500"' not in metrics.render({})[0]
+    assert world.broker.resources.list() == []
+    assert world.broker.anchors.all() == []
 
 
 def test_K39_paths(sample):
