@@ -23,7 +23,7 @@ from cvars.component.hardware import launch_measurement
 from cvars.errors import CvarsError, EfiStatus, OutsideFailure, UsageMistake
 from cvars.formats.pcap import join_captures
 from cvars.host.folder import HostFolder
-from cvars.lab.driver import AT, answered_value, is_get, set_attributes, status_of
+from cvars.lab.driver import AT, answered_value, is_get, set_attributes, status_of, written_value
 from cvars.lab.operator import enrol, operating, set_up_broker, write_key_file
 from cvars.lab.processes import Ended, Processes, Running
 from cvars.lab.scenario import bundled, read_scenario
@@ -170,6 +170,7 @@ class _Demo:
         self.hardware = folder / "hardware"
         self.boots = 0
         self.values: dict[Key, bytes] = {}
+        self.others: dict[Key, bytes] = {}
         self.url = ""
 
     # --- the story ---------------------------------------------------------------------------------
@@ -307,7 +308,8 @@ class _Demo:
 
     def _swap(self, sealed: bytes) -> None:
         other = self._must_serve(self._boot(OTHER))
-        self._play(other, "demo-other-guest")
+        answers = self._play(other, "demo-other-guest")
+        self.others = dict(filter(None, (written_value(request, reply) for request, reply in answers)))
         self._stop(other)
         self.host.put_back(GUEST, self.host.blob(OTHER).read_bytes())
         boot = self._boot(GUEST)
@@ -433,8 +435,9 @@ class _Demo:
             join_captures([part.read_bytes() for part in parts], out)
         images = {path.name: path.read_bytes() for path in sorted(self.host.folder.rglob("*.fd"))}
         files = [(str(f), f.read_bytes()) for f in sorted(self.host.folder.rglob("*")) if f.is_file()]
-        hits = search(files, needles(self.values))
-        self.report.searched = len(self.values)
+        hits = search(files, needles(self.values) + needles(self.others))
+        if self.values and self.others:
+            self.report.searched = len(self.values) + len(self.others)
         self.report.plaintext = [f"{hit.needle.label} in {hit.source}" for hit in hits]
         view = look(images, observations)
         (self.folder / "host-view.html").write_text(render(view, simulated=True, weakened=self.report.weakened))

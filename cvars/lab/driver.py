@@ -111,6 +111,16 @@ def answered_value(request: bytes, reply: bytes) -> tuple[Key, bytes] | None:
     return Key(UUID(bytes_le=guid), name), reply[start + name_bytes : start + name_bytes + size]
 
 
+def written_value(request: bytes, reply: bytes) -> tuple[Key, bytes] | None:
+    """Key and data of a SetVariable that was answered with SUCCESS, None for anything else."""
+    if set_attributes(request) is None or status_of(reply) != EfiStatus.SUCCESS:
+        return None
+    guid, size, name_bytes, _ = _ACCESS.unpack_from(request, 40)
+    start = 40 + _ACCESS.size
+    name = request[start : start + name_bytes].decode("utf-16-le", "surrogatepass").partition("\0")[0]
+    return Key(UUID(bytes_le=guid), name), request[start + name_bytes : start + name_bytes + size]
+
+
 def status_of(reply: bytes) -> int:
     """EFI_STATUS of a variable function's reply (communicate buffer)."""
     return int(_FUNCTION.unpack_from(reply, _HEADER.size)[1])

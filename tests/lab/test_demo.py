@@ -20,7 +20,7 @@ from cvars.broker.audit import verify
 from cvars.cli.main import app
 from cvars.cli.output import SPEECH
 from cvars.formats.pcap import PacketType, read_capture
-from cvars.lab.driver import AT, set_attributes, status_of
+from cvars.lab.driver import AT, set_attributes, status_of, written_value
 from cvars.store.inspecting import LOG, inspect
 from cvars.variables.model import Key
 
@@ -248,7 +248,19 @@ def test_no_name_and_no_value_is_in_any_byte_under_host(demo):
     files = [(p.name, p.read_bytes()) for p in (demo.folder / "host").rglob("*") if p.is_file()]
     assert len([name for name, _ in files if name.endswith(".fd")]) >= 8
     assert search(files, wanted) == []
-    assert demo.report["plaintext"] == {"variables_searched": 5, "found": []}
+    assert demo.report["plaintext"] == {"variables_searched": 7, "found": []}
+
+
+def test_nothing_of_the_other_guest_is_in_any_byte_under_host_either(demo):
+    """What it wrote, from its scenario; the control is that scenario's own file."""
+    steps = [s for s in demo.lines("guest/demo-other-guest.jsonl") if "reply" in s]
+    pairs = [(bytes.fromhex(s["request"]), bytes.fromhex(s["reply"])) for s in steps]
+    wanted = needles(dict(filter(None, (written_value(*pair) for pair in pairs))))
+    assert {needle.label for needle in wanted} == {"name Boot0000", "value of Boot0000", "name BootOrder"}
+    files = [(p.name, p.read_bytes()) for p in (demo.folder / "host").rglob("*") if p.is_file()]
+    assert search(files, wanted) == []
+    scenario = (demo.folder / "guest" / "demo-other-guest.jsonl").read_bytes()
+    assert {hit.needle.label for hit in search([("scenario", scenario)], wanted)} == {n.label for n in wanted}
 
 
 def test_the_same_search_finds_everything_where_it_is_in_the_clear(demo):
