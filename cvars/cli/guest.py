@@ -192,7 +192,7 @@ def init(
     """
     SPEECH.simulated = True
     from cvars.cli.store import image_size  # noqa: PLC0415
-    from cvars.lab.operator import check_wishes, enrol, operating, set_up_broker  # noqa: PLC0415
+    from cvars.lab.operator import check_tee, check_wishes, enrol, operating, set_up_broker  # noqa: PLC0415
 
     _one_of("--tee", tee, _TEES)
     image_bytes = image_size(size)
@@ -201,6 +201,7 @@ def init(
         set_up_broker(broker, hardware or state_dir() / "hardware", [tee])
     store, init_data = out / f"{vm_id}.fd", out / f"{vm_id}.toml"
     with operating(broker) as opened:
+        check_tee(opened, vm_id, tee)
         out.mkdir(parents=True, exist_ok=True)
         enrol(opened, vm_id, store=store, init_data=init_data, image_bytes=image_bytes, mode=mode)
     say(f"{vm_id}: {store} (blank, {image_bytes} bytes), {init_data} (measured, pins {opened.signer.kid})")

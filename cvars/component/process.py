@@ -3,6 +3,7 @@
 This is where files, sockets, clocks and randomness enter.
 """
 
+import errno
 import fcntl
 import os
 import secrets
@@ -34,6 +35,7 @@ from svsm_bridge.service import ReportSource
 from svsm_bridge.transports.socket import SocketServer, listen
 
 PCAP_MAGIC: Final = b"\xd4\xc3\xb2\xa1"
+_PATIENCE: Final = 500  # hundredths of a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +206,17 @@ def _locked(path: Path) -> Iterator[int]:
 
 @contextmanager
 def _listener(path: Path) -> Iterator[socket.socket]:
-    """A Unix socket, mode 0600, in a folder that only we may enter (svsm-calls 6)."""
+    """A Unix socket, mode 0600, in a folder that only we may enter (svsm-calls 6).
+
+    One that a killed component left behind is replaced; another component's is left alone, then and at the end.
+    """
     try:
-        if path.is_socket() and not _answers(path):
-            path.unlink()  # left behind by a component that was killed
-        listener = listen(path)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone_in(path.parent):
+            if path.is_socket() and not _answers(path):
+                path.unlink()
+            listener = listen(path)
+            mine = path.lstat()
     except OSError as error:
         raise OutsideFailure(
             f"cannot listen: {error.strerror or error}",
@@ -219,16 +227,42 @@ def _listener(path: Path) -> Iterator[socket.socket]:
         yield listener
     finally:
         listener.close()
-        with suppress(FileNotFoundError):
-            path.unlink()
+        with suppress(OSError), _alone_in(path.parent):
+            if os.path.samestat(path.lstat(), mine):
+                path.unlink()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Between two that start at once: who looks for a dead socket there is the only one who does.
+
+    Raises:
+        OSError: the folder cannot be opened, or somebody holds it for longer than a start takes.
+    """
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for _ in range(_PATIENCE):
+            with suppress(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.01)
+        else:
+            raise BlockingIOError(errno.EAGAIN, f"another process holds {folder}")
+        yield
+    finally:
+        os.close(held)
 
 
 def _answers(path: Path) -> bool:
+    """Whether anybody may be behind the socket: only a refused connection says that nobody is."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
         try:
             probe.connect(str(path))
-        except OSError:
+        except ConnectionRefusedError:
             return False
+        except OSError:
+            return True
         return True
 
 

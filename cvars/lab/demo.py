@@ -10,6 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -135,24 +136,43 @@ def run(tee: str, folder: Path, *, without: str | None, tell: Callable[[str], No
         return report
     finally:
         if not finished:
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                _empty(folder)
+                folder.rmdir()
 
 
 def _make_folder(folder: Path) -> None:
-    """An empty lab folder; an earlier demo's is replaced, anything else is left alone."""
+    """An empty lab folder; an earlier demo's is emptied, anything else is left alone.
+
+    The folder itself stays: it may be where we stand (``.``). A symbolic link is not followed to it.
+    """
     try:
+        if folder.is_symlink():
+            raise UsageMistake(
+                f"{folder} is a symbolic link: it is left alone", hint="name the folder itself: --out DIR"
+            )
         if folder.exists():
-            if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARK).exists()):
+            if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARK).is_file()):
                 raise UsageMistake(
                     f"{folder} is there and is no demo's folder: it is left alone", hint="name another: --out DIR"
                 )
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, mode=0o700)
+            _empty(folder)
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
         (folder / MARK).write_text("A demo's lab folder: the next `cvars demo` here replaces it.\n")
     except OSError as error:
         raise OutsideFailure(
             f"the lab folder cannot be made: {error.strerror}", where=str(folder), hint="name another: --out DIR"
         ) from error
+
+
+def _empty(folder: Path) -> None:
+    """Remove what is in ``folder``, its mark last: what is left of a demo can be recognised as one's."""
+    for one in sorted(folder.iterdir(), key=lambda path: path.name == MARK):
+        if one.is_dir() and not one.is_symlink():
+            shutil.rmtree(one)
+        else:
+            one.unlink()
 
 
 class _Demo:

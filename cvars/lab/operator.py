@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from cvars.broker.anchors import Exists
 from cvars.broker.app import open_broker
 from cvars.broker.config import load_config
+from cvars.broker.policy.evaluate import attached
 from cvars.broker.problems import Problem
 from cvars.broker.setup import init
 from cvars.component.hardware import launch_measurement, publish_roots
@@ -100,6 +101,18 @@ def check_wishes(image_bytes: int, mode: str) -> Geometry:
     if mode not in MODES:
         raise UsageMistake(f"no mode {mode}", hint=f"one of {', '.join(MODES)}")
     return geometry
+
+
+def check_tee(opened: "Broker", vm_id: str, tee: str) -> None:
+    """Raises ``UsageMistake``: the policies for the VM's store key have no alternative for ``tee``."""
+    for policy in attached(opened.policies.current().policies, f"vms/{vm_id}/store-kek"):
+        known = sorted({leaf.tee for leaf in policy.leaves})
+        if tee not in known:
+            raise UsageMistake(
+                f"this broker releases no store key to {tee}: its policy {policy.name} knows {', '.join(known)}",
+                where=f"VM {vm_id}",
+                hint=f"--tee {known[0]}, another folder for the broker, or an alternative for {tee} in the policy",
+            )
 
 
 def enrol(

@@ -71,6 +71,32 @@ def test_a_half_written_lab_folder_is_made_anew_and_a_foreign_one_left_alone(tmp
     assert (foreign / "notes").read_text() == "mine"
 
 
+def test_the_lab_folder_may_be_where_we_stand_and_is_never_reached_through_a_link(tmp_path, monkeypatch):
+    lab = tmp_path / "lab"
+    (lab / "host").mkdir(parents=True)
+    (lab / MARK).write_text("")
+    (tmp_path / "precious").write_text("mine")
+    (lab / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(lab)
+    before = lab.stat().st_ino
+    _make_folder(Path())
+    assert [p.name for p in lab.iterdir()] == [MARK]
+    assert lab.stat().st_ino == before
+    assert lab.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "precious").read_text() == "mine"
+    (tmp_path / "to-lab").symlink_to(lab)
+    (tmp_path / "to-nothing").symlink_to(tmp_path / "nothing")
+    for link in ("to-lab", "to-nothing"):
+        with pytest.raises(UsageMistake, match="symbolic link"):
+            _make_folder(tmp_path / link)
+    assert [p.name for p in lab.iterdir()] == [MARK]
+    assert not (tmp_path / "nothing").exists()
+    (lab / MARK).unlink()
+    (lab / MARK).symlink_to(tmp_path)  # no file: whoever made it, it was no demo
+    with pytest.raises(UsageMistake, match="left alone"):
+        _make_folder(lab)
+
+
 def test_a_demo_that_cannot_start_leaves_nothing_behind(tmp_path, monkeypatch):
     from cvars.lab import demo
 
@@ -173,6 +199,20 @@ def test_guest_init_makes_nothing_for_a_wish_that_cannot_be(tmp_path, wish):
     )
     says_one_thing(done, 2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_guest_init_for_a_tee_that_the_broker_does_not_serve_makes_nothing(tmp_path, simulated_hardware):
+    from cvars.lab.operator import set_up_broker
+
+    set_up_broker(tmp_path / "broker", simulated_hardware, ["tdx"])
+    before = sorted(path for path in tmp_path.rglob("*") if "broker.db" not in path.name)
+    init = ("guest", "init", "vm", "--broker", "broker", "--out", "host", "--hardware", simulated_hardware)
+    done = cvars(*init, "--tee", "snp", cwd=tmp_path)
+    says_one_thing(done, 2, "releases no store key to snp", "policy lab knows tdx", "--tee tdx")
+    assert sorted(path for path in tmp_path.rglob("*") if "broker.db" not in path.name) == before
+    assert cvars("broker", "vm", "list", "--config", "broker", "--json", cwd=tmp_path).stdout.count("vm_id") == 0
+    assert cvars(*init, "--tee", "tdx", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "host" / "vm.fd").exists()
 
 
 def test_vars_without_a_component_is_said(tmp_path):
