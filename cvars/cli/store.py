@@ -53,15 +53,14 @@ def image_size(text: str) -> int:
         raise UsageMistake(f"not a size: {text}", hint="bytes, or with K or M: --size 1M") from None
 
 
-def _image(path: Path) -> bytes:
+def read_image(path: Path) -> bytes:
     """A store's bytes, read once; ``-`` is standard input."""
-    from cvars.store import MemoryMedium, offline  # noqa: PLC0415
-    from cvars.store.medium import read_image  # noqa: PLC0415
+    from cvars.store import MemoryMedium, medium, offline  # noqa: PLC0415
 
-    return read_image(MemoryMedium(read_bytes(path))) if str(path) == "-" else offline.read_file(path)
+    return medium.read_image(MemoryMedium(read_bytes(path))) if str(path) == "-" else offline.read_file(path)
 
 
-def _key(path: Path) -> "KeyFile":
+def read_key(path: Path) -> "KeyFile":
     """A key file; ``-`` is standard input."""
     from cvars.store import keyfile  # noqa: PLC0415
 
@@ -127,7 +126,7 @@ def create(
     blank = offline.creation_image(geometry, nor=nor, aux=aux, request_id=os.urandom(16))
     made = "a creation header"
     if key_file is not None:
-        blank = offline.create_unanchored(blank, _key(key_file), suite=suite, random=os.urandom)
+        blank = offline.create_unanchored(blank, read_key(key_file), suite=suite, random=os.urandom)
         made = 'a store in mode "none": its freshness is not verified'
     _new_file(file, blank)
     say(f"{file}: {made}, {size_bytes} bytes, capacity {geometry.capacity} bytes")
@@ -158,7 +157,7 @@ def inspect(
 
     from cvars.store.inspecting import inspect as look  # noqa: PLC0415
 
-    image = _image(file)
+    image = read_image(file)
     seen = look(image)
     say(f"{file}: {seen.image_size} bytes, frames of {seen.frame or '?'} bytes, without a key:")
     if seen.creation is not None:
@@ -208,7 +207,7 @@ def fsck(
 
     from cvars.store.checking import check  # noqa: PLC0415
 
-    report = check(_image(file), _key(key_file))
+    report = check(read_image(file), read_key(key_file))
     say(f"{file}: {'sound' if report.sound else 'not sound'}")
     for finding in report.findings:
         what = f"record {finding.record}" if finding.record is not None else "image"
@@ -252,7 +251,7 @@ def dump(
     from cvars.store import rewriting  # noqa: PLC0415
     from cvars.variables.security import PRIVATE  # noqa: PLC0415
 
-    source = rewriting.open_sound(_image(file), _key(key_file))
+    source = rewriting.open_sound(read_image(file), read_key(key_file))
     live = sorted(source.history.variables.items(), key=lambda item: item[0].sort_bytes)
     rows = [
         (k.name.encode("unicode_escape").decode(), k.vendor_guid, f"{v.attributes:#x}", len(v.data))
@@ -327,8 +326,8 @@ def rotate(
     """
     from cvars.store import rewriting  # noqa: PLC0415
 
-    source = rewriting.open_sound(_image(file), _key(key_file))
-    new = _key(new_key_file) if new_key_file else None
+    source = rewriting.open_sound(read_image(file), read_key(key_file))
+    new = read_key(new_key_file) if new_key_file else None
     _rewritten(
         "rotate",
         out,
@@ -357,7 +356,7 @@ def resize(
     from cvars.store import rewriting  # noqa: PLC0415
     from cvars.store.geometry import Geometry  # noqa: PLC0415
 
-    source = rewriting.open_sound(_image(file), _key(key_file))
+    source = rewriting.open_sound(read_image(file), read_key(key_file))
     geometry = Geometry.of(image_size(size), frame or source.history.geometry.frame)
     if geometry is None:
         raise UsageMistake(
@@ -389,7 +388,7 @@ def recover(
     """
     from cvars.store import rewriting  # noqa: PLC0415
 
-    source = rewriting.open_damaged(_image(file), _key(key_file))
+    source = rewriting.open_damaged(read_image(file), read_key(key_file))
     say(
         f"{file}: verifies to sequence {source.history.point.counter}; "
         f"{source.unused_records} later records are authentic but lie behind damage and are not used"

@@ -1,10 +1,10 @@
-"""``cvars vars``: read and change variables through the call boundary of a running component."""
+"""``cvars vars``: variables of a running guest, through the call boundary, or of a store that no guest runs on."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,11 +15,22 @@ from cvars.errors import CvarsError, ExitCode, OutsideFailure, UsageMistake
 
 if TYPE_CHECKING:
     from cvars.lab.driver import VariableDriver
+    from cvars.variables.model import Key, Variable
 
-app = typer.Typer(no_args_is_help=True, help="List, read, set and delete variables of a live guest.")
+app = typer.Typer(
+    no_args_is_help=True, help="List, read, set and delete variables of a live guest, or of a store at rest."
+)
 
 GuestOption = Annotated[str | None, typer.Option("--guest", help="unix:PATH of a running component.")]
-StoreOption = Annotated[Path | None, typer.Option("--store", help="A sealed store, offline: not yet.")]
+StoreOption = Annotated[Path | None, typer.Option("--store", help="A sealed store that no guest runs on.")]
+KeyOption = Annotated[Path | None, typer.Option("--key-file", help="Key of --store (- for standard input).")]
+BypassOption = Annotated[
+    bool,
+    typer.Option(
+        "--bypass-authentication", help="With --store: change an authenticated variable unsigned. Needs --trace."
+    ),
+]
+TraceOption = Annotated[Path | None, typer.Option("--trace", help="With --store: append events as JSON Lines.")]
 FdOption = Annotated[Path | None, typer.Option("--fd", help="A plain variable file: not yet.")]
 NameArgument = Annotated[str, typer.Argument(help="BootOrder, NAME-GUID or GUID-NAME.")]
 
@@ -35,6 +46,7 @@ class Refused(CvarsError):
 def list_(
     guest: GuestOption = None,
     store: StoreOption = None,
+    key_file: KeyOption = None,
     fd: FdOption = None,
     _json: JsonOption = False,
     _quiet: QuietOption = False,
@@ -47,8 +59,11 @@ def list_(
     from cvars.formats.meaning import meaning  # noqa: PLC0415
     from cvars.formats.names import attribute_words, guid_word  # noqa: PLC0415
 
-    with _firmware(guest, store, fd) as firmware:
-        found = [(key, *firmware.get(key)) for key in firmware.walk()]
+    if store is not None:
+        found = [(k, v.attributes, v.data) for k, v in _stored(store, key_file, guest, fd).items()]
+    else:
+        with _firmware(guest, key_file, fd) as firmware:
+            found = [(key, *firmware.get(key)) for key in firmware.walk()]
     rows = [
         (k.name, guid_word(k.vendor_guid), attribute_words(a), f"{len(d):6}", meaning(k, d)) for k, a, d in found
     ]
@@ -60,7 +75,7 @@ def list_(
                 {"name": k.name, "guid": str(k.vendor_guid), "attributes": a, "data": d.hex()} for k, a, d in found
             ]
         },
-        simulated=SPEECH.simulated,
+        simulated=bool(SPEECH.simulated),
     )
 
 
@@ -69,6 +84,7 @@ def get(
     name: NameArgument,
     guest: GuestOption = None,
     store: StoreOption = None,
+    key_file: KeyOption = None,
     fd: FdOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Write the value's bytes to standard output.")] = False,
     _json: JsonOption = False,
@@ -83,8 +99,14 @@ def get(
     from cvars.formats.names import attribute_words, guid_word, parse_name  # noqa: PLC0415
 
     key = parse_name(name)
-    with _firmware(guest, store, fd) as firmware:
-        attributes, data = firmware.get(key)
+    if store is not None:
+        held = _stored(store, key_file, guest, fd).get(key)
+        if held is None:
+            raise Refused(f"NOT_FOUND: {key.name}", where=str(store), hint="cvars vars list shows what there is")
+        attributes, data = held.attributes, held.data
+    else:
+        with _firmware(guest, key_file, fd) as firmware:
+            attributes, data = firmware.get(key)
     if raw and not SPEECH.as_json:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -97,7 +119,7 @@ def get(
     emit(
         "cvars.vars.get/1",
         {"name": key.name, "guid": str(key.vendor_guid), "attributes": attributes, "data": data.hex()},
-        simulated=SPEECH.simulated,
+        simulated=bool(SPEECH.simulated),
     )
 
 
@@ -109,11 +131,14 @@ def set_(
     ],
     guest: GuestOption = None,
     store: StoreOption = None,
+    key_file: KeyOption = None,
     fd: FdOption = None,
     attributes: Annotated[
         str, typer.Option("--attributes", help="Words or a number: NV,BS,RT (default), NV,BS,RT,AT, 0x7.")
     ] = "NV,BS,RT",
     append: Annotated[bool, typer.Option("--append", help="Append to the value.")] = False,
+    bypass: BypassOption = False,
+    trace: TraceOption = None,
     _json: JsonOption = False,
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
@@ -131,14 +156,27 @@ def set_(
         raise UsageMistake(
             f"{file} is empty: setting it would delete {key.name}", hint=f"cvars vars delete {name}"
         )
-    with _firmware(guest, store, fd) as firmware:
-        firmware.set(key, bits, data)
+    members: dict[str, Any] = {"name": key.name, "guid": str(key.vendor_guid), "bytes": len(data)}
+    if store is not None:
+        from dataclasses import replace  # noqa: PLC0415
+
+        from cvars.variables.model import Variable  # noqa: PLC0415
+
+        def change(held: "Mapping[Key, Variable]") -> Variable:
+            old = held.get(key)
+            if old is None:
+                return Variable(bits & ~0x40, data)
+            if append:
+                return replace(old, data=old.data + data)
+            kept = old if old.attributes == bits else replace(old, attributes=bits, signer=None)
+            return replace(kept, data=data)  # with its time: nothing that was signed before comes back (P10)
+
+        members |= _managed(store, key_file, (guest, fd), key, change, bypass=bypass, trace=trace)
+    else:
+        with _firmware(guest, key_file, fd) as firmware:
+            firmware.set(key, bits, data)
     say(f"{key.name}: {len(data)} bytes {'appended' if append else 'set'}")
-    emit(
-        "cvars.vars.set/1",
-        {"name": key.name, "guid": str(key.vendor_guid), "bytes": len(data)},
-        simulated=SPEECH.simulated,
-    )
+    emit("cvars.vars.set/1", members, simulated=bool(SPEECH.simulated))
 
 
 @app.command()
@@ -146,7 +184,10 @@ def delete(
     name: NameArgument,
     guest: GuestOption = None,
     store: StoreOption = None,
+    key_file: KeyOption = None,
     fd: FdOption = None,
+    bypass: BypassOption = False,
+    trace: TraceOption = None,
     _json: JsonOption = False,
     _quiet: QuietOption = False,
     _verbose: VerboseOption = False,
@@ -158,23 +199,94 @@ def delete(
     from cvars.formats.names import parse_name  # noqa: PLC0415
 
     key = parse_name(name)
-    with _firmware(guest, store, fd) as firmware:
-        firmware.delete(key)
+    members: dict[str, Any] = {"name": key.name, "guid": str(key.vendor_guid)}
+    if store is not None:
+        members |= _managed(store, key_file, (guest, fd), key, lambda _held: None, bypass=bypass, trace=trace)
+    else:
+        with _firmware(guest, key_file, fd) as firmware:
+            firmware.delete(key)
     say(f"{key.name}: deleted")
-    emit("cvars.vars.delete/1", {"name": key.name, "guid": str(key.vendor_guid)}, simulated=SPEECH.simulated)
+    emit("cvars.vars.delete/1", members, simulated=bool(SPEECH.simulated))
+
+
+def _stored(store: Path, key_file: Path | None, guest: str | None, fd: Path | None) -> "dict[Key, Variable]":
+    """The variables of a store at rest."""
+    from cvars.cli.store import read_image, read_key  # noqa: PLC0415
+    from cvars.component.managing import stored_variables  # noqa: PLC0415
+
+    return stored_variables(read_image(store), read_key(_one_source(key_file, guest, fd)))
+
+
+def _managed(
+    store: Path,
+    key_file: Path | None,
+    others: tuple[str | None, Path | None],
+    key: "Key",
+    change: "Callable[[Mapping[Key, Variable]], Variable | None]",
+    *,
+    bypass: bool,
+    trace: Path | None,
+) -> dict[str, Any]:
+    """Change one variable of a store at rest; what the object says of it."""
+    import os  # noqa: PLC0415
+    import time  # noqa: PLC0415
+
+    from cvars.cli.store import read_key  # noqa: PLC0415
+    from cvars.component.managing import manage  # noqa: PLC0415
+    from cvars.component.process import open_trace  # noqa: PLC0415
+
+    loaded = read_key(_one_source(key_file, *others))
+    if bypass and trace is None:
+        raise UsageMistake("a change without its signature is logged", hint="name the log: --trace FILE")
+    with open_trace(trace) as events:
+        done = manage(
+            store,
+            loaded,
+            lambda held: {key: change(held)},
+            bypass_authentication=bypass,
+            random=os.urandom,
+            clock=time.monotonic,
+            trace=events,
+        )
+    for name in done.bypassed:
+        say(f"{plain(name.name)}: changed without authentication, in the trace", err=True)
+    for warning in done.warnings:
+        say(warning, err=True)
+    counter, root = done.point.counter, done.point.root.hex()
+    if done.anchored:
+        say(f"Its guest accepts this image only after: cvars broker vm rebase, to {counter} {root}")
+    return {
+        "sequence": counter,
+        "root": root,
+        "rebase": done.anchored,
+        "bypassed": [name.name for name in done.bypassed],
+        "warnings": list(done.warnings),
+    }
+
+
+def _one_source(key_file: Path | None, guest: str | None, fd: Path | None) -> Path:
+    """The key file of --store, which stands alone."""
+    if guest is not None or fd is not None:
+        raise UsageMistake("--store, --guest and --fd exclude each other", hint="name one")
+    if key_file is None:
+        raise UsageMistake("a sealed store is read with its key", hint="--key-file FILE")
+    return key_file
 
 
 @contextmanager
-def _firmware(guest: str | None, store: Path | None, fd: Path | None) -> Iterator["VariableDriver"]:
+def _firmware(guest: str | None, key_file: Path | None, fd: Path | None) -> Iterator["VariableDriver"]:
     """A small guest that boots on the component, asks, and powers off."""
     from cvars.lab.driver import StatusError, VariableDriver  # noqa: PLC0415
     from svsm_bridge.transports.client import GuestClient, ServerGone, TransportError  # noqa: PLC0415
     from svsm_bridge.transports.guest import CallFailed  # noqa: PLC0415
 
-    if store is not None or fd is not None:
-        not_yet("cvars vars on --store or --fd")
-    if guest is None:
-        raise UsageMistake("which guest?", hint="--guest unix:PATH, as `cvars guest run` prints it")
+    if fd is not None:
+        not_yet("cvars vars on --fd")
+    if guest is None or key_file is not None:
+        raise UsageMistake(
+            "which guest, or which store?",
+            hint="--guest unix:PATH, as `cvars guest run` prints it, or --store FILE --key-file FILE",
+        )
     path = unix_path(guest)
     SPEECH.simulated = True
     try:

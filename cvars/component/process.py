@@ -131,7 +131,7 @@ def serve(options: Options, ready: Callable[[Component], None]) -> None:
         signal.signal(number, lambda *_: over.set())
     with ExitStack() as stack:
         init_data = _read_init_data(options.init_data)
-        trace = stack.enter_context(_trace(options.trace))
+        trace = stack.enter_context(open_trace(options.trace))
         vm_id, simulated = init_data.vm_id or "", SimulatedHardware.simulated
         trace(ComponentStarted(tee=options.tee, vm_id=vm_id, pid=os.getpid(), simulated=simulated))
         blob = stack.enter_context(_locked(options.store))
@@ -287,7 +287,8 @@ def _capture(path: Path | None, *, redact: bool, store: Path) -> Iterator[Captur
 
 
 @contextmanager
-def _trace(path: Path | None) -> Iterator[Trace]:
+def open_trace(path: Path | None) -> Iterator[Trace]:
+    """Where events go: lines of JSON, appended to a file of mode 0600, or nowhere. Raises ``OutsideFailure``."""
     if path is None:
         yield silent
         return
