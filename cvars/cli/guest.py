@@ -74,6 +74,8 @@ def run(
 
     def ready(component: Component) -> None:
         say(f"{'SEV-SNP' if tee == 'snp' else 'TDX'}, simulated; {len(component.store.variables)} variables")
+        mode = component.claims().secure_boot_mode.name.lower()
+        say(f"Secure Boot: {mode} mode" + (", no platform key: nothing is enforced" if mode == "setup" else ""))
         say(f"ready on unix:{socket}")
         say(SIMULATED_NOTE)
         if without:
@@ -85,6 +87,7 @@ def run(
                 "listen": f"unix:{socket}",
                 "pid": os.getpid(),
                 "counter": component.store.point.counter,
+                "secure_boot": mode,
                 "weakened": sorted(without),
             },
             simulated=True,

@@ -148,6 +148,7 @@ def set_(
     Example: cvars vars set BootOrder order.bin --guest unix:guest.sock
     """
     from cvars.formats.names import parse_attributes, parse_name  # noqa: PLC0415
+    from cvars.variables.placeholder import placeholder  # noqa: PLC0415
 
     key = parse_name(name)
     bits = parse_attributes(attributes) | (0x40 if append else 0)
@@ -155,6 +156,13 @@ def set_(
     if not data:
         raise UsageMistake(
             f"{file} is empty: setting it would delete {key.name}", hint=f"cvars vars delete {name}"
+        )
+    if words := placeholder(key, data):
+        raise Refused(
+            f'{key.name} would trust a placeholder key: its certificate says "{words}" (P20)',
+            where=str(file),
+            hint="enrol a key whose private half is yours alone",
+            reason="management.refused",
         )
     members: dict[str, Any] = {"name": key.name, "guid": str(key.vendor_guid), "bytes": len(data)}
     if store is not None:

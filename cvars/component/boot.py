@@ -57,6 +57,7 @@ class Component:
     """A booted component: serves MM messages of one guest until it is stopped or fenced."""
 
     def __init__(self, store: Store, service: VariableService, claims: Claimant) -> None:
+        self.claims = claims
         self.manifests: ManifestSource = manifest_source(claims)
         self._store = store
         self._service = service

@@ -29,6 +29,7 @@ from cvars.variables.names import (
     VENDOR_KEYS_STORED,
     is_private,
 )
+from cvars.variables.placeholder import placeholder
 from cvars.variables.profile import Profile
 from cvars.variables.refusals import InvalidParameter
 from cvars.variables.storage import check_room
@@ -113,6 +114,8 @@ def check(key: Key, variable: Variable, *, profile: Profile, limits: Limits) -> 
     """
     attributes = variable.attributes
     problem = _problem(key, variable, profile)
+    if words := placeholder(key, variable.data):
+        problem = f'a placeholder key: its certificate says "{words}"'  # P20
     size = name_size(key) + len(variable.data)
     if not problem and size > limits.class_limit(attributes) - overhead(attributes):
         problem = f"{size} bytes of name and data are above the limit"

@@ -8,9 +8,18 @@ from datetime import UTC, datetime
 import pytest
 
 from cvars.attest import load_simulated, read_snp, verify
+from cvars.errors import StoreError
 from cvars.lab.lab import LabGuest
 from svsm_bridge.abi import EXTENSION_GUID, UEFI_MM_GUID, Registers, call_number
-from svsm_bridge.manifests import EXTENSION, FACTORY_STATE, PERSISTENT, SIMULATED, TLV, secure_boot_digest
+from svsm_bridge.manifests import (
+    EXTENSION,
+    FACTORY_STATE,
+    PERSISTENT,
+    SIMULATED,
+    TLV,
+    SecureBootMode,
+    secure_boot_digest,
+)
 
 NONCE = bytes(range(64))
 
@@ -90,3 +99,19 @@ def test_on_tdx_there_is_no_bare_report(lab):
     with lab.guest("tdx").boot() as running:
         result, _, _ = attest_single(running.machine, UEFI_MM_GUID, 0)
         assert result == 0x80000006
+
+
+@pytest.mark.rule("P20", "P34", "R84")
+def test_P20_P34_setup_mode_and_factory_state_show_in_the_manifest(lab):
+    """A guest without keys says so; a blank disk in its place is a refusal, and never factory state again."""
+    guest = lab.guest()
+    blank = lab.host.copy_flash(guest)
+    with guest.boot() as running:
+        claims = EXTENSION.parse(attest_single(running.machine, EXTENSION_GUID, 1)[2])
+        assert claims.flags & FACTORY_STATE
+        assert claims.secure_boot_mode == SecureBootMode.SETUP
+    for name, data in (("zeros", bytes(len(blank))), ("erased", b"\xff" * len(blank)), ("new", blank)):
+        lab.host.replace_flash(guest, data)
+        with pytest.raises(StoreError) as caught, guest.boot():
+            pytest.fail(f"a disk of {name} was taken for this guest's")
+        assert caught.value.reason in ("store.rolled_back", "store.tampered"), name

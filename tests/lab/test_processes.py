@@ -20,6 +20,7 @@ def cvars(*arguments, stdin=b""):
 
 def test_variables_of_a_running_guest_from_the_command_line(machine):
     component, socket = machine.start("a", "--trace", str(machine.folder / "trace.jsonl"))
+    assert component.answer()["secure_boot"] == "setup"  # P20: never silent
     at = ("--guest", f"unix:{socket}")
     done = json.loads(cvars("vars", "set", "BootOrder", "-", "--json", *at, stdin=b"\1\0").stdout)
     assert (done["schema"], done["simulated"]) == ("cvars.vars.set/1", True)

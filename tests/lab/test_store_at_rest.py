@@ -7,7 +7,7 @@ import pytest
 from cvars.lab.operator import operating, write_key_file
 from tests.lab.test_processes import cvars
 from tests.lab.test_standard_input import piped
-from tests.variables.pki import SHA256, esl
+from tests.variables.pki import SHA256, esl, signer
 
 GOOD_DB = esl(bytes(32), kind=SHA256)
 
@@ -131,3 +131,15 @@ def test_a_running_guests_store_is_left_alone_and_an_anchored_one_needs_a_rebase
 def test_plain_files_are_not_yet_there(at):
     done = run("list", "--fd", at[1], code=2)
     assert b"not yet" in done.stderr
+
+
+@pytest.mark.rule("P20")
+def test_the_command_line_enrols_no_placeholder_key(at, tmp_path):
+    bypass = ("--bypass-authentication", "--trace", tmp_path / "t", *at)
+    for name, code in (("DO NOT TRUST - AMI Test PK", 1), ("Example PK", 0)):
+        value = esl(signer(0, name).der)
+        done = run("set", "PK", "-", "--attributes", "NV,BS,RT,AT", *bypass, stdin=value, code=code)
+        assert (b"placeholder key" in done.stderr) is bool(code)
+    assert (
+        b"placeholder" in run("set", "KEK", "-", "--guest", "unix:none", stdin=b"-- Do Not Ship --", code=1).stderr
+    )

@@ -164,7 +164,7 @@ class Ledger:
 
 @pytest.mark.parametrize("suite", [1, 2, 3])
 @pytest.mark.parametrize("stuck", [False, True])
-@pytest.mark.rule("SS-3", "T22")
+@pytest.mark.rule("SS-3", "T22", "P35")
 def test_no_key_and_nonce_seal_two_things_over_clones_rollbacks_crashes_and_a_stuck_rng(
     suite, stuck, monkeypatch, rng
 ) -> None:

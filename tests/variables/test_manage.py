@@ -8,7 +8,8 @@ import pytest
 from cvars.variables import SPEC, Limits
 from cvars.variables.manage import ManagementRefused, check, edit
 from cvars.variables.model import Delete, Key, Put, Variable
-from cvars.variables.names import CUSTOM, DBX, ENABLE, KEK, MOR_LOCK, PK, SETUP_MODE, VENDOR_KEYS_STORED
+from cvars.variables.names import CUSTOM, DB, DBX, ENABLE, KEK, MOR_LOCK, PK, SETUP_MODE, VENDOR_KEYS_STORED
+from cvars.variables.placeholder import placeholder
 from cvars.variables.security import GLOBAL, PRIVATE
 from tests.variables.kit import AT, BS, ENH, HR, NBR, NV, RT, key
 from tests.variables.pki import AUTH, SHA256, UNKNOWN, esl, signer, time
@@ -113,3 +114,21 @@ def test_R123_unknown_lists_come_in_with_a_warning():
     done = managed({}, {DBX: strange}, bypass_authentication=True)
     assert done.variables[DBX] == strange
     assert str(UNKNOWN) in done.warnings[0]
+
+
+@pytest.mark.parametrize("words", ["DO NOT TRUST - AMI Test PK", "do not ship - test key"])
+def test_P20_a_placeholder_key_is_trusted_nowhere_and_may_be_revoked(words):
+    """As PKfail's were named; the control is the same certificate under another name."""
+    for name, refused in ((words, True), ("Example PK", False)):
+        value = esl(signer(0, name).der)
+        for target in (PK, KEK, DB):
+            variable = Variable(AUTH, value, time(2024))
+            if refused:
+                with pytest.raises(ManagementRefused, match="placeholder key"):
+                    managed({}, {target: variable}, bypass_authentication=True)
+            else:
+                assert managed({}, {target: variable}, bypass_authentication=True).journal
+        assert managed({}, {DBX: Variable(AUTH, value, time(2024))}, bypass_authentication=True).journal
+        assert managed({}, {V: Variable(NBR, value)}).journal
+        wide = value.replace(name.encode(), name.encode("utf-16-be"))
+        assert bool(placeholder(PK, wide)) == refused
