@@ -5,16 +5,19 @@ Sources: RFC 4648 (base64 and base64url), RFC 8785 (canonical JSON), attestation
 
 import base64
 import binascii
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import rfc8785
+from pydantic_core import from_json
 
 MAX_DEPTH: Final = 16
 MAX_MEMBERS: Final = 4096
 MAX_INTEGER: Final = (1 << 64) - 1
+MAX_FLOAT: Final = 1e300
 
 _SCALARS: Final = frozenset({int, float, str, bool, type(None)})
 _B64URL: Final = re.compile(r"[A-Za-z0-9_-]*")
@@ -87,69 +90,44 @@ def strict_json(raw: bytes, *, max_depth: int = MAX_DEPTH, max_members: int = MA
 
     Raises:
         Malformed: not UTF-8, nested too deep, too many members, a member twice, an integer beyond
-            64 bits, NaN or Infinity, or a lone surrogate.
+            64 bits, a number out of range, NaN or Infinity, or a lone surrogate.
     """
-    members = 0
-
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal members
-        members += len(found)
-        if members > max_members:
-            raise Malformed(f"more than {max_members} members")
-        out = dict(found)
-        if len(out) != len(found):
-            raise Malformed("a member appears twice")
-        return out
-
     try:
-        value = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=pairs,
-            parse_constant=_no_constant,
-            parse_float=_number,
-        )
-    except Malformed:
-        raise
-    except (ValueError, RecursionError):
+        value = from_json(raw, allow_inf_nan=False)
+    except ValueError:
         raise Malformed("not JSON") from None
-    _check(value, max_depth)
-    if b"\\u" in raw:
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            raise Malformed("a lone surrogate") from None
+    text = raw.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in raw else raw
+    members = sum(part.count(b":") for part in text.split(b'"')[::2])  # each has one colon outside of strings
+    if members > max_members:
+        raise Malformed(f"more than {max_members} members")
+    if _check(value, max_depth) != members:
+        raise Malformed("a member appears twice")
     return value
 
 
-def _check(value: Any, max_depth: int) -> None:  # noqa: ANN401 - any JSON value
-    """Depth and integers of a parsed document. The parser itself stops at its recursion limit."""
-    level = [[value]]
+def _check(value: Any, max_depth: int) -> int:  # noqa: ANN401 - any JSON value
+    """Depth and numbers of a parsed document; how many members it has. The parser itself stops at 200 levels."""
+    members = 0
+    level: list[Any] = [[value]]
     for _ in range(max_depth + 1):
         below: list[Any] = []
-        for items in level:
-            try:
-                bytes(items)  # octets, the bulk of evidence: nothing to look for
-                continue
-            except (TypeError, ValueError, OverflowError):
-                kinds = set(map(type, items))
-            if int in kinds:
-                numbers = items if len(kinds) == 1 else [n for n in items if type(n) is int]
-                if max(numbers) > MAX_INTEGER or min(numbers) < -MAX_INTEGER:
-                    raise Malformed("an integer beyond 64 bits")
+        for one in level:
+            if isinstance(one, dict):
+                members += len(one)
+                items: Collection[Any] = one.values()
+            else:
+                items = one
+                with contextlib.suppress(TypeError, ValueError, OverflowError):
+                    bytes(items)  # octets, the bulk of evidence: nothing to look for
+                    continue
+            kinds = set(map(type, items))
+            if int in kinds and not all(-MAX_INTEGER <= n <= MAX_INTEGER for n in items if type(n) is int):
+                raise Malformed("an integer beyond 64 bits")
+            if float in kinds and not all(abs(n) <= MAX_FLOAT for n in items if type(n) is float):
+                raise Malformed("a number out of range")
             if not _SCALARS.issuperset(kinds):
-                below += [list(one.values()) if isinstance(one, dict) else one
-                          for one in items if isinstance(one, dict | list)]  # fmt: skip
+                below += [n for n in items if isinstance(n, dict | list)]
         if not below:
-            return
+            return members
         level = below
     raise Malformed(f"nested deeper than {max_depth}")
-
-
-def _no_constant(_name: str) -> float:
-    raise Malformed("NaN and Infinity are not JSON")
-
-
-def _number(text: str) -> float:
-    if len(text) > 40 or abs(float(text)) > 1e300:
-        raise Malformed("a number out of range")
-    return float(text)
