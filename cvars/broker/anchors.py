@@ -33,11 +33,13 @@ def _update(names: tuple[str, ...]) -> sa.Update:
 
 
 @functools.cache
-def _update_and_append(names: tuple[str, ...]) -> sa.Insert:
-    """The conditional UPDATE, and the line of history if it hit, in one statement (PostgreSQL)."""
+def _joined(names: tuple[str, ...]) -> sa.Insert:
+    """The conditional UPDATE; if it hit, the line of history, and the ring's oldest gone: one statement."""
     moved = _update(names).returning(VMS.c.vm_id).cte("moved")
+    gone = _FORGET.where(HISTORY.c.vm_id.in_(sa.select(moved.c.vm_id))).returning(HISTORY.c.version).cte("gone")
     values = [sa.bindparam(f"h_{c.name}", type_=c.type).label(c.name) for c in HISTORY.c]
-    return sa.insert(HISTORY).from_select([c.name for c in HISTORY.c], sa.select(*values).select_from(moved))
+    line = sa.select(*values).select_from(moved)
+    return sa.insert(HISTORY).from_select([c.name for c in HISTORY.c], line).add_cte(gone)
 
 
 _RENEW: Final = (
@@ -129,89 +131,80 @@ class AnchorStore:
     def _attempt(self, vm_id: str, decide: Callable[[Record], Change], now: float) -> Record | None:
         """Read, decide and write; None when somebody else was faster.
 
-        SQLite does it in one transaction. On PostgreSQL a plain change is one statement, conditional UPDATE and
-        history together, and a transaction by itself: two round trips.
+        SQLite does it in one transaction. On PostgreSQL a change of record, history and ring is one statement
+        and a transaction by itself; only keys that come or go need more.
         """
         if not self._db.sqlite:
             with self._db.statements() as cursor:
-                record, change = self._decided(cursor, vm_id, decide)
-                if change.same:
-                    return record
-                if change.renewal or self._plain(record, change):
-                    return self._write(cursor, record, change, now, joined=True)
+                row, change = self._decided(cursor, vm_id, decide)
+                if not change.destroy and change.create is None:
+                    return self._write(cursor, row, change, now, joined=True)
         with self._db.transaction() as cursor:
-            record, change = self._decided(cursor, vm_id, decide)
-            return record if change.same else self._write(cursor, record, change, now, joined=False)
+            row, change = self._decided(cursor, vm_id, decide)
+            return self._write(cursor, row, change, now, joined=False)
 
     @staticmethod
-    def _decided(cursor: Cursor, vm_id: str, decide: Callable[[Record], Change]) -> tuple[Record, Change]:
-        row = cursor.run(_SELECT, {"b_vm": vm_id}).fetchone()
-        if row is None:
+    def _decided(
+        cursor: Cursor, vm_id: str, decide: Callable[[Record], Change]
+    ) -> tuple[Mapping[str, Any], Change]:
+        found = cursor.run(_SELECT, {"b_vm": vm_id}).fetchone()
+        if found is None:
             raise Refused(404, "anchor.unknown", "ANCHOR-UNKNOWN", "no record of that name")
-        record = _record(dict(zip(_NAMES, row, strict=True)))
-        return record, decide(record)
+        row = dict(zip(_NAMES, found, strict=True))
+        return row, decide(_record(row))
 
-    @staticmethod
-    def _plain(record: Record, change: Change) -> bool:
-        """Nothing but record and history change."""
-        added = len(change.item.data) if change.item else 0
-        special = change.restart or change.drop_below is not None or change.destroy or change.create is not None
-        return not special and record.ring_bytes + added <= RING_BYTES
-
-    def _write(self, cursor: Cursor, record: Record, change: Change, now: float, *, joined: bool) -> Record | None:
+    def _write(
+        self, cursor: Cursor, row: Mapping[str, Any], change: Change, now: float, *, joined: bool
+    ) -> Record | None:
+        if change.same:
+            return change.record
+        where = {"b_vm": row["vm_id"], "b_version": row["version"]}
         if change.renewal:  # a longer lease is no transition of the record: no version, no history
             assert change.record.lease is not None
-            where = {"b_vm": record.vm_id, "b_version": record.version}
             done = cursor.run(_RENEW, where | {"b_expires": change.record.lease.expires})
             return change.record if done.rowcount == 1 else None
-        return self._commit(cursor, record, change, now, joined=joined)
-
-    def _commit(
-        self, cursor: Cursor, record: Record, change: Change, now: float, *, joined: bool
-    ) -> Record | None:
-        version = record.version + 1
-        entry = _entry(record.vm_id, version, now, change.kind, change.detail)
-        digest = _link(record.history, entry)
-        after, forget = replace(change.record, version=version, history=digest), 0
-        if change.restart or change.drop_below is not None or change.item is not None:
-            after, forget = self._ring(cursor, after, change)
-        before = _row(record)
-        changed = {name: value for name, value in _row(after).items() if value != before[name]}
-        where = {"b_vm": record.vm_id, "b_version": record.version}
+        version = change.record.version + 1
+        entry = _entry(row["vm_id"], version, now, change.kind, change.detail)
+        digest = _link(change.record.history, entry)
+        ring, forget = self._ring(cursor, change, version)
+        after = replace(change.record, version=version, history=digest, **ring)
+        changed = {name: value for name, value in _row(after).items() if value != row[name]}
         names, line = tuple(sorted(changed)), _history(after, entry, digest, change)
+        gone = {"b_from": row["ring_from"], "b_upto": forget}
         if joined:
-            both = where | changed | {f"h_{name}": value for name, value in line.items()}
-            return after if cursor.run(_update_and_append(names), both).rowcount == 1 else None
+            both = where | changed | {f"h_{name}": value for name, value in line.items()} | gone
+            return after if cursor.run(_joined(names), both).rowcount == 1 else None
         if cursor.run(_update(names), where | changed).rowcount != 1:
             return None
         cursor.run(_APPEND, line)
         if forget:
-            cursor.run(_FORGET, {"b_vm": record.vm_id, "b_from": record.ring_from, "b_upto": forget})
+            cursor.run(_FORGET, where | gone)
         for key_version in change.destroy:
-            cursor.run(_DESTROY, {"b_vm": record.vm_id, "b_key": key_version})
+            cursor.run(_DESTROY, {"b_vm": row["vm_id"], "b_key": key_version})
         if change.create is not None:
-            cursor.run(_KEY, self._fresh_key(record.vm_id, change.create))
+            cursor.run(_KEY, self._fresh_key(row["vm_id"], change.create))
         return after
 
-    def _ring(self, cursor: Cursor, after: Record, change: Change) -> tuple[Record, int]:
-        """The ring after the change: (record with its base and size, history version to forget up to)."""
-        added = len(change.item.data) if change.item else 0
-        if not change.restart and change.drop_below is None and after.ring_bytes + added <= RING_BYTES:
-            return replace(after, ring_bytes=after.ring_bytes + added), 0
+    def _ring(self, cursor: Cursor, change: Change, version: int) -> tuple[dict[str, Any], int]:
+        """The ring after the change: (its members of the record, history version to forget up to, or 0)."""
+        record, added = change.record, len(change.item.data) if change.item else 0
         if change.restart:
-            return replace(after, ring_bytes=added, ring_from=after.version), after.version - 1
-        ring = cursor.run(_RING_SIZES, {"b_vm": after.vm_id, "b_from": after.ring_from})
-        kept = list(ring.fetchall())
-        forget, size = 0, sum(row[1] for row in kept) + added
-        while kept and (size > RING_BYTES or (change.drop_below is not None and kept[0][4] < change.drop_below)):
-            gone = kept.pop(0)
-            forget, size = gone[0], size - gone[1]
-        if kept:
-            base = AnchorPoint(kept[0][2], bytes(kept[0][3]))
-        else:
-            base = change.item.start if change.item else after.point
-        start = max(after.ring_from, forget + 1)
-        return replace(after, ring_bytes=size, ring_from=start, base=base), forget
+            return {"ring_bytes": added, "ring_from": version}, version - 1
+        if change.item is None and change.drop_below is None:
+            return {}, 0
+        size = record.ring_bytes + added
+        if change.drop_below is None and size <= RING_BYTES:
+            return {"ring_bytes": size}, 0
+        base, forget = change.item.start if change.item else record.point, 0
+        for number, length, counter, root, key_version in cursor.run(
+            _RING_SIZES, {"b_vm": record.vm_id, "b_from": record.ring_from}
+        ):
+            if size <= RING_BYTES and (change.drop_below is None or key_version >= change.drop_below):
+                base = AnchorPoint(counter, bytes(root))
+                break
+            forget, size = number, size - length
+        start = max(record.ring_from, forget + 1)
+        return {"ring_bytes": size, "ring_from": start, "base": base}, forget
 
     def _fresh_key(self, vm_id: str, key_version: int) -> dict[str, Any]:
         wrapped = self._keyring.wrap(self._keyring.random(32), f"vm-master/{vm_id}/{key_version}".encode())

@@ -271,7 +271,7 @@ class Cursor:
     def run(self, statement: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the DBAPI cursor
         """Execute ``statement`` (a constant, or cached: it is compiled once)."""
         text, order = _compiled(statement, self._dialect)
-        self._cursor.execute(text, parameters if order is None else tuple(parameters[name] for name in order))
+        self._cursor.execute(text, parameters if order is None else [parameters[name] for name in order])
         return self._cursor
 
 
