@@ -23,6 +23,7 @@ from cvars.release.transport import Http
 MAX_MESSAGE: Final = 64 * 1024  # bytes
 STEP_S: Final = 10.0
 VSOCK_PORT: Final = 1995
+VSOCK_PORT_ANY: Final = 0xFFFFFFFF  # VMADDR_PORT_ANY: a port that nobody would find
 COORDINATE: Final = 66  # bytes of a P-521 coordinate
 VERSION: Final = [0, 1, 0]
 PARAMETERS: Final = ["EcPublicKeyBytes", "Challenge"]
@@ -153,13 +154,13 @@ def listen(where: str) -> socket.socket:
         if kind == "unix" and rest:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             listener.bind(rest)
-        elif kind == "vsock" and (not rest or rest.isdecimal()):
+        elif kind == "vsock" and (not rest or (rest.isdecimal() and int(rest) < VSOCK_PORT_ANY)):
             listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-            listener.bind((socket.VMADDR_CID_ANY, int(rest or VSOCK_PORT)))
+            listener.bind((socket.VMADDR_CID_ANY, int(rest or VSOCK_PORT)))  # a larger one would be cut to 32 bits
         else:
             raise UsageMistake(f"--listen is unix:PATH, vsock or vsock:PORT, not {where}")
         listener.listen(16)
-    except (OSError, AttributeError, OverflowError) as error:
+    except (OSError, AttributeError) as error:
         raise OutsideFailure(f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}") from None
     return listener
 

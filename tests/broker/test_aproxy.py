@@ -145,3 +145,24 @@ def test_the_command_serves_until_sigterm(sample, tmp_path):
     assert process.wait(10) == 0
     process.stdout.close()
     assert not path.exists()
+
+
+def test_the_command_listens_on_vsock_and_says_when_it_cannot():
+    """Binding only: a connection needs a guest, or a kernel with vsock_loopback."""
+    try:
+        with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as free:
+            free.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+            port = free.getsockname()[1]
+    except (OSError, AttributeError) as error:
+        pytest.skip(f"no vsock here: {error}")
+    command = [sys.executable, "-m", "cvars", "aproxy", "--listen"]
+    process = subprocess.Popen([*command, f"vsock:{port}"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith(f"aproxy ready on vsock:{port}")
+    for where, code in ((f"vsock:{port}", 4), ("vsock:4294967295", 2), ("vsock:99999999999", 2), ("vsock:x", 2)):
+        second = subprocess.run([*command, where], capture_output=True, text=True, check=False, timeout=60)
+        assert second.returncode == code, second.stderr
+        assert where in second.stderr
+        assert "Traceback" not in second.stderr
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    process.stdout.close()
