@@ -152,7 +152,8 @@ class Database:
             if self.sqlite:
                 self.engine = self._sqlite()
             else:
-                self.engine = sa.create_engine(url, **self._pool)
+                utf8 = {"client_encoding": "utf8"}  # also of a database that was made as SQL_ASCII
+                self.engine = sa.create_engine(url, connect_args=utf8, **self._pool)
         except ModuleNotFoundError as error:
             raise UsageMistake(
                 f"database driver {error.name} is not installed", hint="pip install 'cvars[postgres]'"

@@ -22,7 +22,7 @@ WAYS_OUT: Final[dict[str, str]] = {
     "management.refused": "power the guest off first, and check name and value; see: {command} --help",
     "anchor.unknown": "cvars broker vm list",
     "broker.config": "compare with what `cvars broker init` writes; its comments say what belongs there",
-    "broker.database": "is the database there and reachable? the address is database.url of broker.toml",
+    "broker.database": "is the database there and reachable? the address is `database` in broker.toml",
     "broker.schema": "cvars broker migrate",
     "broker.wrong_master_key": "give the key the database was written under: secrets.master_key or old_keys",
     "broker.master_key_down": "is the key file, token or credential of secrets.master_key there?",

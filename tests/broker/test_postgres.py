@@ -52,6 +52,19 @@ def fresh_database() -> str:
     return url
 
 
+def test_a_database_without_an_encoding_is_as_good():
+    """What initdb makes where no locale is set, as in a minimal container."""
+    url = sa.make_url(fresh_database())
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("DROP DATABASE IF EXISTS plain")
+        connection.exec_driver_sql("CREATE DATABASE plain ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    engine.dispose()
+    plain = url.set(database="plain").render_as_string(hide_password=False)
+    assert migrate(plain) == (None, HEAD)
+    assert migrate(plain) == (HEAD, HEAD)
+
+
 @pytest.fixture
 def world(tmp_path):
     made = World(tmp_path / "broker", database=fresh_database())
