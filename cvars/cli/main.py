@@ -79,9 +79,11 @@ def run() -> None:
         fail(_usage(error))
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(int(ExitCode.INTERRUPTED)) from None
-    except BrokenPipeError:  # nobody reads what we say
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(int(ExitCode.OUTSIDE)) from None
+        raise SystemExit(int(ExitCode.OUTSIDE)) from None  # nobody reads what we say; typer would say 1, a "no"
     except OSError as error:
         fail(OutsideFailure(f"{error.strerror or error}", where=str(error.filename or "")))
     except Exception as bug:
