@@ -158,3 +158,45 @@ def test_a_demo_that_is_told_to_stop_leaves_nothing_behind(tmp_path):
     assert demo.stderr.read() == b""
     started = os.popen(f"ps -eo args | grep -F {tmp_path} | grep -v grep").read()
     assert started == ""
+
+
+def test_what_is_there_already_is_left_alone(tmp_path, simulated_hardware):
+    host = tmp_path / "host"
+    host.mkdir()
+    (host / "b.toml").write_text("mine")
+    init = ("--tee", "tdx", "--broker", "broker", "--out", "host", "--hardware", simulated_hardware)
+    assert cvars("guest", "init", "a", *init, cwd=tmp_path).returncode == 0
+    before = (host / "a.fd").read_bytes()
+    for vm, word in (("a", "a.fd is there already"), ("b", "b.toml is there already"), ("a/b", "not a VM id")):
+        says_one_thing(cvars("guest", "init", vm, *init, cwd=tmp_path), 2, word)
+    (host / "a.fd").rename(host / "kept.fd")
+    (host / "a.toml").unlink()
+    says_one_thing(cvars("guest", "init", "a", *init, cwd=tmp_path), 2, "enrolled already")
+    assert sorted(p.name for p in host.iterdir()) == ["b.toml", "kept.fd"]
+    assert ((host / "b.toml").read_text(), (host / "kept.fd").read_bytes()) == ("mine", before)
+
+
+def test_store_create_overwrites_nothing_and_is_its_owners(tmp_path):
+    store, ticket = tmp_path / "vm.fd", tmp_path / "ticket"
+    ticket.write_bytes(bytes(449))
+    says_one_thing(cvars("store", "create", store, "--size", "256K", "--ticket", ticket), 3, "at most 448 bytes")
+    assert not store.exists()
+    ticket.write_bytes(bytes(448))
+    assert cvars("store", "create", store, "--size", "256K", "--ticket", ticket).returncode == 0
+    assert store.stat().st_mode & 0o777 == 0o600
+    before = store.read_bytes()
+    says_one_thing(cvars("store", "create", store, "--size", "512K"), 2, "left alone")
+    assert store.read_bytes() == before
+
+
+def test_a_labs_key_file_is_its_owners_and_replaces_none(tmp_path, simulated_hardware):
+    from cvars.lab.operator import enrol, operating, set_up_broker, write_key_file
+
+    set_up_broker(tmp_path / "broker", simulated_hardware, ["tdx"])
+    with operating(tmp_path / "broker") as opened:
+        names = {"store": tmp_path / "vm.fd", "init_data": tmp_path / "vm.toml"}
+        record = enrol(opened, "vm", image_bytes=256 * 1024, **names)
+        write_key_file(opened, record, tmp_path / "key")
+        assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+        with pytest.raises(FileExistsError):
+            write_key_file(opened, record, tmp_path / "key")
