@@ -33,8 +33,13 @@ def samples(
     rounds: int,
     inner: int = 1,
     clock: Callable[[], int] = time.perf_counter_ns,
+    before: Callable[[], object] = lambda: None,
 ) -> tuple[list[float], list[float]]:
-    """Time ``subject`` and ``floor`` in turn; microseconds per call, ``rounds`` of each."""
+    """Time ``subject`` and ``floor`` in turn; microseconds per call, ``rounds`` of each.
+
+    ``before``: untimed work right in front of each, of the floor too, so that both start on a processor as awake.
+    """
+    before()
     subject()
     floor()
     mine: list[float] = []
@@ -42,6 +47,7 @@ def samples(
     gc.collect()
     for _ in range(rounds):
         for action, into in ((subject, mine), (floor, theirs)):
+            before()
             start = clock()
             for _ in range(inner):
                 action()
@@ -65,9 +71,10 @@ def against_floor(
     rounds: int = 200,
     inner: int = 1,
     clock: Callable[[], int] = time.perf_counter_ns,
+    before: Callable[[], object] = lambda: None,
 ) -> Figure:
     """Measure ``subject`` against ``floor``: median of each, ratio of medians, met or not."""
-    mine, theirs = samples(subject, floor, rounds=rounds, inner=inner, clock=clock)
+    mine, theirs = samples(subject, floor, rounds=rounds, inner=inner, clock=clock, before=before)
     value, base = statistics.median(mine), statistics.median(theirs)
     wants = []
     if max_ratio is not None:

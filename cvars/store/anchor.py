@@ -5,13 +5,12 @@ committed point by one compare-and-swap, `advance`. Source: sealed-store section
 """
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 ZERO_ROOT: Final = bytes(32)
 
 
-@dataclass(frozen=True, slots=True)
-class AnchorPoint:
+class AnchorPoint(NamedTuple):
     """``counter``: sequence of a commit; ``root``: the 32-byte chain value (state digest) after it."""
 
     counter: int

@@ -105,9 +105,10 @@ def announce(
         config.window,
         config.engine,
     )
-    point, raw = log.append(SESSION, announcement.encode(), 0, count=0, live=log.history.live)
+    begun = log.begin(SESSION, 0, announcement.encode(), count=0, live=log.history.live, security=False)
+    log.finish(begun)
     if freshness is not None:
-        freshness.add(point, raw, data=False, key_version=log.key_version, before=before)
+        freshness.add(begun.point, begun.raw, data=False, key_version=log.key_version, before=before)
         freshness.advance(patience=config.doubt_s)
 
 

@@ -26,7 +26,7 @@ from cvars.store.freshness import Freshness
 from cvars.store.log import Broken, Log
 from cvars.store.selection import Mode
 from cvars.trace import StoreCommitted, StoreReadOnly, Trace
-from cvars.variables.model import Append, Change, Delete, Journal, Key, Variable
+from cvars.variables.model import Append, Change, Delete, Journal, Key, Put, Variable
 from cvars.variables.security import is_security_relevant
 
 _NAMES_KEPT: Final = 4096
@@ -38,13 +38,6 @@ class StoreFull(VariableError):
     """The change does not fit: capacity, reserved room or the largest record (SS-23)."""
 
     status = EfiStatus.OUT_OF_RESOURCES
-
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    live: int
-    security_live: int
-    security: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +65,23 @@ class Store:
         self._config = config
         self._freshness = freshness
         self._attached = attached and freshness is not None
+        #: which commits are anchored before success is reported (section 4 item 4)
+        self._anchors_all = self._attached and config.mode is Mode.STRICT
+        self._anchors_security = self._attached and config.mode is Mode.CRITICAL
+        self._bounded = self._attached and config.mode is Mode.BOUNDED
         self._clock = clock
         self._trace = trace
         self._lock = threading.RLock()
         self._by_name: dict[Key, bool] = {}
+        self._geometry = log.history.geometry
         #: live bytes that fit (SS-23)
-        self.capacity = log.history.geometry.capacity
+        self.capacity = self._geometry.capacity
         self._variables = log.history.variables
         self._live = log.history.live
         self._security_live = sum(
-            operations.cost(k, v) for k, v in self._variables.items() if self._is_security(k, v)
+            operations.cost(k, v)
+            for k, v in self._variables.items()
+            if self._is_security(k) or v.signer is not None
         )
         self._doubt: _Doubt | None = None
         self._closed = False
@@ -138,34 +138,33 @@ class Store:
         if not journal:
             return
         with self._lock:
-            self._require_open()
             self._require_writable()
-            measured = self._measure(journal)
-            body = b"".join(map(operations.encode, journal))
-            if len(journal) > 0xFFFF or len(body) > self._log.history.geometry.largest_body:
+            live, security_live, security = self._measure(journal)
+            body = b"".join([operations.encode(change) for change in journal])
+            class_index = self._geometry.class_for(len(body))
+            if class_index is None or len(journal) > 0xFFFF:
                 raise StoreFull(f"a commit of {len(body)} bytes is larger than the largest record")
             self._keep_window()
-            self._write(record.TRANSACTION, body, len(journal), measured)
-            self._acknowledge(journal, measured)
+            self._write(class_index, body, len(journal), live, security=security)
+            self._acknowledge(journal, security=security)
+            self._live, self._security_live = live, security_live
 
-    def _acknowledge(self, journal: Journal, measured: _Measured) -> None:
+    def _acknowledge(self, journal: Journal, *, security: bool) -> None:
         """Anchor first where the mode says so; only then is the change visible (section 4 item 4)."""
         freshness = self._freshness
         if freshness is not None:
-            strict = self.mode is Mode.STRICT or (self.mode is Mode.CRITICAL and measured.security)
             try:
-                if strict and self._attached:
+                if self._anchors_all or (self._anchors_security and security):
                     self._advance(self._config.doubt_s)
-                if not freshness.may_acknowledge:
+                if self._clock() >= freshness.acknowledge_until:
                     freshness.renew()
             except AnchorUnreachable as error:
                 self._doubt = _Doubt(journal)
                 raise DeviceError(f"durable, but not anchored: {error.message}") from None
         operations.apply(journal, self._variables)
-        self._live = measured.live
-        self._security_live = measured.security_live
 
-    def _measure(self, journal: Journal) -> _Measured:
+    def _measure(self, journal: Journal) -> tuple[int, int, bool]:
+        """Live bytes and security-relevant live bytes after ``journal``, and whether it concerns the latter."""
         live, security_live, security = self._live, self._security_live, False
         overlay: dict[Key, Variable | None] = {}
         for change in journal:
@@ -173,7 +172,9 @@ class Store:
             old = overlay[key] if key in overlay else self._variables.get(key)
             new = None if isinstance(change, Delete) else change.variable
             _check_change(change, old)
-            by_name = self._is_security(key, None)
+            by_name = self._by_name.get(key)
+            if by_name is None:
+                by_name = self._is_security(key)
             if old is not None:
                 was = operations.cost(key, old)
                 live -= was
@@ -188,22 +189,23 @@ class Store:
                     security = True
             if len(journal) > 1:
                 overlay[key] = new
-        if live > max(self.capacity, self._live):
+        if live > self.capacity and live > self._live:
             raise StoreFull(f"{live} live bytes of {self.capacity}")
         others = live - security_live
         if others > self._live - self._security_live:
             room = self.capacity - max(self.capacity // RESERVED_SHARE, security_live)
             if others > room:
                 raise StoreFull(f"{others} bytes of {room} that are not reserved")
-        return _Measured(live, security_live, security)
+        return live, security_live, security
 
-    def _is_security(self, key: Key, variable: Variable | None) -> bool:
+    def _is_security(self, key: Key) -> bool:
+        """Whether the name alone makes it security-relevant."""
         known = self._by_name.get(key)
         if known is None:
             if len(self._by_name) > _NAMES_KEPT:
                 self._by_name.clear()
             known = self._by_name[key] = is_security_relevant(key, None, self._config.extra_security)
-        return known or (variable is not None and variable.signer is not None)
+        return known
 
     def _keep_window(self) -> None:
         """Before a write: the lease must allow the acknowledgement, bounded mode its W and T."""
@@ -211,10 +213,10 @@ class Store:
         if freshness is None:
             return
         try:
-            if not freshness.may_acknowledge:
+            if self._clock() >= freshness.acknowledge_until:
                 freshness.require_lease()
                 freshness.renew()
-            if self._attached and self.mode is Mode.BOUNDED and self._window_used(freshness):
+            if self._bounded and self._window_used(freshness):
                 self._advance(self._config.doubt_s)
         except AnchorUnreachable as error:
             raise DeviceError(f"not anchored, and the window is used up: {error.message}") from None
@@ -225,18 +227,16 @@ class Store:
             or self._clock() - freshness.oldest >= self._config.window_s
         )
 
-    def _write(self, kind: int, body: bytes, count: int, measured: _Measured) -> None:
+    def _write(self, class_index: int, body: bytes, count: int, live: int, *, security: bool) -> None:
         """One record: one write, one barrier. Compacts first when the log has no room."""
-        class_index = self._log.history.geometry.class_for(len(body))
-        assert class_index is not None
         try:
-            if self._log.broken or not self._log.fits(class_index):
+            if not self._log.fits(class_index):
                 self._compact()
             try:
-                self._append(kind, body, count, measured, class_index)
+                self._append(record.TRANSACTION, class_index, body, count, live, security=security)
             except StoreIoError:
                 self._compact()  # no other record takes that sequence in the old bank
-                self._append(kind, body, count, measured, class_index)
+                self._append(record.TRANSACTION, class_index, body, count, live, security=security)
         except AnchorUnreachable as error:
             raise DeviceError(f"the log is full and the state cannot be anchored: {error.message}") from None
         except Broken as error:
@@ -245,13 +245,16 @@ class Store:
         except StoreIoError as error:
             raise DeviceError(f"the medium failed: {error.message}") from None
 
-    def _append(self, kind: int, body: bytes, count: int, measured: _Measured, class_index: int) -> None:
-        point, raw = self._log.append(
-            kind, body, class_index, count=count, live=measured.live, security=measured.security
-        )
+    def _append(self, kind: int, class_index: int, body: bytes, count: int, live: int, *, security: bool) -> None:
+        begun = self._log.begin(kind, class_index, body, count=count, live=live, security=security)
+        # what needs no barrier is done while the medium writes
+        point, raw = begun.point, begun.raw
+        event = StoreCommitted(counter=point.counter, root=point.root, record_bytes=len(raw))
+        data, key_version = kind == record.TRANSACTION, self._log.key_version
+        self._log.finish(begun)
         if self._attached and self._freshness is not None:
-            self._freshness.add(point, raw, data=kind == record.TRANSACTION, key_version=self._log.key_version)
-        self._trace(StoreCommitted(counter=point.counter, root=point.root, record_bytes=len(raw)))
+            self._freshness.add(point, raw, data=data, key_version=key_version)
+        self._trace(event)
 
     def _compact(self) -> None:
         """Anchor the present state, then rewrite it into the other bank (section 4 item 6)."""
@@ -277,16 +280,12 @@ class Store:
 
     # --- doubt ------------------------------------------------------------------------------------
 
-    def _require_open(self) -> None:
+    def _require_writable(self) -> None:
         if self._closed:
             raise NotReady("the store is closed")
-        if self._freshness is not None:
+        if self._freshness is not None and self._freshness.fenced:
             self._freshness.check_not_fenced()
-
-    def _require_writable(self) -> None:
-        if self.read_only:
-            raise DeviceError("the store is read-only since a write failed")
-        if self._doubt is not None:
+        if self._doubt is not None and not self.read_only:
             try:
                 self._settle(self._config.doubt_s)
             except AnchorUnreachable as error:
@@ -306,12 +305,13 @@ class Store:
         if doubt.journal:
             back = operations.inverse(doubt.journal, self._variables)
             body = b"".join(operations.encode(change) for change in back)
-            if len(body) > self._log.history.geometry.largest_body:
+            class_index = self._geometry.class_for(len(body))
+            if class_index is None:
                 self._give_up_writing(StoreIoError("a refused commit is too large to be taken back"))
                 self._doubt = None
                 return
             if back:
-                self._write(record.TRANSACTION, body, len(back), _Measured(self._live, self._security_live, True))
+                self._write(class_index, body, len(back), self._live, security=True)
             self._doubt = _Doubt(())
             self._confirm(patience)
         self._doubt = None
@@ -343,15 +343,14 @@ class Store:
             try:
                 if self._doubt is not None:
                     self._settle(0)
-                bounded = self._attached and self.mode is Mode.BOUNDED
-                late = bounded and self._window_used(freshness)
+                late = self._bounded and self._window_used(freshness)
                 if self._attached and (freshness.in_doubt or late or freshness.wants_renewal):
                     self._advance(0)
                 if freshness.wants_renewal:
                     freshness.renew()
             except (AnchorUnreachable, DeviceError):
                 return min(1.0, self._config.window_s / 4)
-            if bounded and freshness.open_commits:
+            if self._bounded and freshness.open_commits:
                 return max(0.05, self._config.window_s / 2 - (self._clock() - freshness.oldest))
             return max(0.1, freshness.lease_s / 3 - freshness.age)
 
@@ -370,10 +369,9 @@ class Store:
                 self._freshness.check_not_fenced()
             if self._doubt is not None:
                 self._settle(self._config.doubt_s)
-            if not (self.read_only or self._log.broken) and self._log.fits(0):
-                measured = _Measured(self._live, self._security_live, False)
+            if not self.read_only and self._log.fits(0):
                 with contextlib.suppress(StoreIoError):
-                    self._append(record.CLOSE, b"", 0, measured, 0)
+                    self._append(record.CLOSE, 0, b"", 0, self._live, security=False)
             if self._freshness is not None:
                 if self._attached:
                     self._advance(self._config.doubt_s)
@@ -382,9 +380,11 @@ class Store:
 
 def _check_change(change: Change, old: Variable | None) -> None:
     """Refuse a journal whose replay would be damage: that would make the store unreadable."""
-    if isinstance(change, Delete | Append) and old is None:
-        raise ValueError("a journal deletes or appends to nothing")
-    if isinstance(change, Append) and old is not None and old.data + change.added != change.variable.data:
-        raise ValueError("a journal's append does not give its result")
-    if not change.key.name or "\0" in change.key.name:
+    if not isinstance(change, Put):
+        if old is None:
+            raise ValueError("a journal deletes or appends to nothing")
+        if isinstance(change, Append) and old.data + change.added != change.variable.data:
+            raise ValueError("a journal's append does not give its result")
+    name = change.key.name
+    if not name or "\0" in name:
         raise ValueError("a journal names no variable")

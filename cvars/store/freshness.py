@@ -54,8 +54,7 @@ class Freshness:
         self.epoch = epoch
         self.anchored = anchored
         self.head = anchored
-        self.lease_s = lease_s
-        self.sent = clock()
+        self._renewed(clock(), lease_s)
         self.fenced = False
         #: key version that the head is sealed under; the log's owner keeps it current
         self.key_version = 0
@@ -81,18 +80,17 @@ class Freshness:
     ) -> None:
         """Note a durable commit. ``before``: the point it follows, when that is not the last one noted."""
         self.key_version = key_version
-        size = len(entry) + 4
         self._pending.append((before or self.head, entry))
-        self._pending_bytes += size
+        self._pending_bytes += len(entry) + 4
         while self._pending_bytes > escrow.RING_BYTES and len(self._pending) > 1:
             self._pending_bytes -= len(self._pending.popleft()[1]) + 4
         self.head = point
         if data:
-            if not self.open_commits:
+            self.open_commits += 1
+            if self.open_commits == 1:
                 self.oldest = self._clock()
             if self._doubt is not None and self._oldest_behind is None:
                 self._oldest_behind = self._clock()
-            self.open_commits += 1
 
     @property
     def in_doubt(self) -> bool:
@@ -182,15 +180,19 @@ class Freshness:
             if receipt.epoch != self.epoch:
                 self._fence()
                 raise AnchorFenced(f"the broker answered for session {receipt.epoch}, not {self.epoch}")
-            self.sent = max(self.sent, sent)
-            self.lease_s = receipt.lease_s or self.lease_s
+            self._renewed(max(self.sent, sent), receipt.lease_s or self.lease_s)
             return receipt
 
     # --- the lease --------------------------------------------------------------------------------
 
+    def _renewed(self, sent: float, lease_s: float) -> None:
+        self.sent, self.lease_s = sent, lease_s
+        #: from then on no write is acknowledged without a renewal (25 s of a 30 s lease)
+        self.acknowledge_until = sent + lease_s * ACKNOWLEDGE_UNTIL
+
     def _fence(self) -> None:
         if not self.fenced:
-            self.fenced = True
+            self.fenced, self.acknowledge_until = True, float("-inf")
             self._trace(AnchorFencedEvent(epoch=self.epoch))
 
     def check_not_fenced(self) -> None:
@@ -202,11 +204,6 @@ class Freshness:
     def age(self) -> float:
         """Seconds since the last renewal that was answered was sent."""
         return self._clock() - self.sent
-
-    @property
-    def may_acknowledge(self) -> bool:
-        """Whether a write may still be acknowledged (25 s of a 30 s lease)."""
-        return not self.fenced and self._clock() - self.sent < self.lease_s * ACKNOWLEDGE_UNTIL
 
     @property
     def wants_renewal(self) -> bool:

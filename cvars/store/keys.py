@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+
 from cvars.store import suites
 from cvars.store.geometry import Geometry
 
@@ -72,16 +75,19 @@ class BankKeys:
     def __init__(self, bank_key: bytes, suite: int) -> None:
         self._key = bank_key
         self.suite = suite
-        self._chain = suites.expand(bank_key, b"chain")
+        self._chain = HMAC(suites.expand(bank_key, b"chain"), SHA256())
         self._sessions: dict[tuple[int, bytes], suites.Sealer] = {}
 
     def chain_start(self, header: bytes) -> bytes:
         """Chain value before a bank's first record. ``header``: bytes 0..447, the snapshot digest zero."""
-        return hmac.digest(self._chain, b"bank" + header, "sha256")
+        return self.chain(b"bank", header)
 
     def chain(self, previous: bytes, record: bytes | memoryview) -> bytes:
         """Chain value after ``record``, tag included: the state digest of a commit."""
-        return hmac.digest(self._chain, previous + record, "sha256")
+        chain = self._chain.copy()
+        chain.update(previous)
+        chain.update(record)
+        return chain.finalize()
 
     def session(self, session: int, salt: bytes) -> suites.Sealer:
         """The sealer of a session; derived once. A scan over hostile bytes cannot make it grow for ever."""

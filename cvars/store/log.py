@@ -6,7 +6,7 @@ nothing is ever written again.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from cvars.errors import StoreIoError
 from cvars.store import record, snapshot
@@ -24,6 +24,16 @@ ATTEMPTS: Final = 3
 
 class Broken(StoreIoError):
     """Writing failed where going on could hide or lose a commit: nothing more is written."""
+
+
+class Begun(NamedTuple):
+    """A sealed record that the medium was given; nothing is claimed about it before `Log.finish`."""
+
+    point: AnchorPoint
+    raw: bytes
+    place: int
+    live: int
+    failed: StoreIoError | None
 
 
 class Log:
@@ -69,8 +79,9 @@ class Log:
         return self.history.header.key_version
 
     def fits(self, class_index: int) -> bool:
-        """Whether a record of that class fits behind the tail (on NOR: into erased cells)."""
-        return self.history.tail + CLASSES[class_index] * self.frame <= self._erased_to
+        """Whether this bank takes a record of that class behind its tail (on NOR: in erased cells)."""
+        history = self.history
+        return not self.broken and history.tail + CLASSES[class_index] * history.geometry.frame <= self._erased_to
 
     def find_erased(self, image: bytes, *, repaired: bool) -> None:
         """On NOR only erased cells take a record: see at mount how far they reach behind the tail."""
@@ -80,20 +91,11 @@ class Log:
         rest = image[header.bank_offset + tail : header.bank_offset + header.bank_size]
         self._erased_to = tail + (0 if repaired else len(rest) - len(rest.lstrip(b"\xff")))
 
-    def append(
-        self,
-        kind: int,
-        body: bytes,
-        class_index: int,
-        *,
-        count: int,
-        live: int,
-        security: bool = False,
-    ) -> tuple[AnchorPoint, bytes]:
-        """Seal and write one record: one write, one barrier. The caller made sure that it fits.
+    def begin(self, kind: int, class_index: int, body: bytes, *, count: int, live: int, security: bool) -> Begun:
+        """Seal one record and hand it to the medium, which works on it until `finish` waits for it.
 
-        Returns the new point and the record. Raises StoreIoError after the last attempt: then this bank
-        takes no other record (`broken`), only a compaction leads on.
+        The caller made sure that it fits. Raises Broken: an earlier write failed, and this bank takes no other
+        record. A write that fails here is made again by `finish`.
         """
         if self.broken:
             raise Broken("an earlier write failed: this bank takes no more records")
@@ -116,23 +118,41 @@ class Log:
             live=live,
             body=body,
         )
-        root = keys.chain(before.root, raw)
-        self._durable(((history.header.bank_offset + tail, raw),))
-        history.point = AnchorPoint(sequence, root)
-        history.tail = tail + len(raw)
-        history.live = live
-        return history.point, raw
+        place = history.header.bank_offset + tail
+        failed: StoreIoError | None = None
+        try:
+            write_all(self._medium, place, raw)
+        except StoreIoError as error:
+            failed = error
+        return Begun(AnchorPoint(sequence, keys.chain(before.root, raw)), raw, place, live, failed)
 
-    def _durable(self, writes: tuple[tuple[int, bytes], ...]) -> None:
+    def finish(self, begun: Begun) -> None:
+        """The barrier: the record is durable and the history ends with it. One write and one barrier in all.
+
+        Raises StoreIoError after the last attempt: then this bank takes no other record (`broken`), only a
+        compaction leads on.
+        """
+        try:
+            if begun.failed is not None:
+                raise begun.failed
+            flush(self._medium)
+        except StoreIoError:
+            self._durable(((begun.place, begun.raw),), ATTEMPTS - 1)
+        history = self.history
+        history.point = begun.point
+        history.tail += len(begun.raw)
+        history.live = begun.live
+
+    def _durable(self, writes: tuple[tuple[int, bytes], ...], attempts: int = ATTEMPTS) -> None:
         """Write each with a barrier behind it; on an error all of it again, byte for byte (SS-11, T26)."""
-        for attempt in range(ATTEMPTS):
+        self.broken = True
+        for left in reversed(range(attempts)):
             try:
                 for offset, data in writes:
                     write_all(self._medium, offset, data)
                     flush(self._medium)
             except StoreIoError:
-                self.broken = True
-                if attempt == ATTEMPTS - 1:
+                if not left:
                     raise
             else:
                 self.broken = False

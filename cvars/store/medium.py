@@ -5,17 +5,18 @@ is a `StoreIoError` about which nothing is claimed (SS-11, T26).
 """
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 from cvars.errors import StoreIoError, StoreTampered
 from cvars.store.geometry import LARGEST_IMAGE
 
 _MAX_STALLS: Final = 16
-P = ParamSpec("P")
+A = TypeVarTuple("A")
 T = TypeVar("T")
 
 
@@ -68,31 +69,47 @@ def read_image(medium: Medium) -> bytes:
 
 def write_all(medium: Medium, offset: int, data: bytes) -> None:
     """Write everything; one call when the medium takes it whole."""
-    done = _call(medium.write, offset, data)
-    stalls = 0
-    while done < len(data):
-        more = _call(medium.write, offset + done, memoryview(data)[done:])
+    done = stalls = 0
+    while True:
+        try:
+            more = medium.write(offset + done, memoryview(data)[done:] if done else data)
+        except InterruptedError:
+            more = 0
+        except OSError as error:
+            raise StoreIoError(f"write: {error.strerror or error}") from error
+        done += more
+        if done >= len(data):
+            return
         stalls = 0 if more else stalls + 1
         if stalls > _MAX_STALLS:
             raise StoreIoError(f"the medium takes {done} of {len(data)} bytes at {offset:#x}")
-        done += more
 
 
 def flush(medium: Medium) -> None:
     """One barrier."""
-    _call(medium.flush)
-
-
-def _call(method: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    what = getattr(method, "__name__", "call")
     for _ in range(_MAX_STALLS):
         try:
-            return method(*arguments, **named)
+            return medium.flush()
         except InterruptedError:
             continue
         except OSError as error:
-            raise StoreIoError(f"{what}: {error.strerror or error}") from error
-    raise StoreIoError(f"{what}: interrupted {_MAX_STALLS} times")
+            raise StoreIoError(f"flush: {error.strerror or error}") from error
+    raise StoreIoError(f"flush: interrupted {_MAX_STALLS} times")
+
+
+def _call(method: Callable[[*A], T], *arguments: *A) -> T:
+    for _ in range(_MAX_STALLS):
+        try:
+            return method(*arguments)
+        except InterruptedError:
+            continue
+        except OSError as error:
+            raise StoreIoError(f"{_name(method)}: {error.strerror or error}") from error
+    raise StoreIoError(f"{_name(method)}: interrupted {_MAX_STALLS} times")
+
+
+def _name(method: Callable[..., object]) -> str:
+    return getattr(method, "__name__", "call")
 
 
 class FileMedium:
@@ -132,8 +149,13 @@ class FileMedium:
         return os.pread(self._fd, length, offset)
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
-        """``pwrite``."""
-        return os.pwrite(self._fd, data, offset)
+        """``pwrite``, and the advice that makes the device begin now, while the caller works on."""
+        done = os.pwrite(self._fd, data, offset)
+        try:
+            os.posix_fadvise(self._fd, offset, done, os.POSIX_FADV_DONTNEED)
+        except OSError:  # only advice: the barrier decides
+            return done
+        return done
 
     def flush(self) -> None:
         """``fdatasync``."""
@@ -147,8 +169,6 @@ class FileMedium:
 
 
 def _lock(fd: int, path: Path) -> None:
-    import fcntl  # noqa: PLC0415 - only where a file is opened for writing
-
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

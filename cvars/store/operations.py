@@ -8,6 +8,7 @@ and the SHA-256 of the resulting value.
 import hashlib
 import hmac
 import struct
+from codecs import utf_16_le_encode
 from functools import lru_cache
 from typing import Final
 from uuid import UUID
@@ -35,41 +36,33 @@ def cost(key: Key, variable: Variable) -> int:
     return OPERATION_BYTES + signed + 2 * len(key.name) + len(variable.data)
 
 
-def encode_put(key: Key, variable: Variable) -> bytes:
-    """Encode the whole new value."""
-    return _encode(PUT, key, variable, variable.data)
-
-
 def encode(change: Change) -> bytes:
     """Encode one change."""
-    match change:
-        case Put(key, variable):
-            return _encode(PUT, key, variable, variable.data)
-        case Delete(key):
-            name = key.name_bytes
-            return _FIXED.pack(DELETE, 0, len(name), 0, 0, key.vendor_guid.bytes_le, NO_TIME) + name
-        case Append(key, added, variable):
-            result = _RESULT.pack(len(variable.data), hashlib.sha256(variable.data).digest())
-            return _encode(APPEND, key, variable, added) + result
-
-
-def _encode(kind: int, key: Key, variable: Variable, data: bytes) -> bytes:
-    name = key.name_bytes
-    signer = variable.signer or b""
-    return (
-        _FIXED.pack(
-            kind,
-            SIGNED if signer else 0,
-            len(name),
-            len(data),
-            variable.attributes,
-            key.vendor_guid.bytes_le,
-            variable.timestamp,
-        )
-        + signer
-        + name
-        + data
+    guid, name = change.key
+    raw_name = utf_16_le_encode(name, "surrogatepass")[0]
+    if isinstance(change, Delete):
+        return _FIXED.pack(DELETE, 0, len(raw_name), 0, 0, _guid_bytes(guid.int), NO_TIME) + raw_name
+    kind, variable, result = PUT, change.variable, b""
+    data = value = variable.data
+    if isinstance(change, Append):
+        kind, data = APPEND, change.added
+        result = _RESULT.pack(len(value), hashlib.sha256(value).digest())
+    signer = variable.signer
+    fixed = _FIXED.pack(
+        kind,
+        0 if signer is None else SIGNED,
+        len(raw_name),
+        len(data),
+        variable.attributes,
+        _guid_bytes(guid.int),
+        variable.timestamp,
     )
+    return b"".join((fixed, signer or b"", raw_name, data, result))
+
+
+@lru_cache(maxsize=256)
+def _guid_bytes(number: int) -> bytes:
+    return UUID(int=number).bytes_le
 
 
 @lru_cache(maxsize=256)

@@ -11,8 +11,8 @@ from cvars.store import record
 from cvars.store.geometry import HEADER_BLOCK, PART_CLASS, Geometry
 from cvars.store.header import BankHeader
 from cvars.store.keys import BankKeys
-from cvars.store.operations import Malformed, encode_put, replay
-from cvars.variables.model import Key, Variable
+from cvars.store.operations import Malformed, encode, replay
+from cvars.variables.model import Key, Put, Variable
 
 
 class Damage(Exception):
@@ -43,7 +43,7 @@ def build(
     salt: bytes,
 ) -> Built:
     """Seal ``variables`` for ``header``, whose sizes and snapshot digest are filled in here."""
-    encoded = [encode_put(k, variables[k]) for k in sorted(variables, key=lambda k: k.sort_bytes)]
+    encoded = [encode(Put(k, variables[k])) for k in sorted(variables, key=lambda k: k.sort_bytes)]
     stream = b"".join(encoded)
     live = len(stream)
     parts = geometry.parts_for(live)

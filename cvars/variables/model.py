@@ -1,15 +1,14 @@
 """What a variable is, and what a commit changes. Shared by the rules, the store and the formats."""
 
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 NO_TIME: Final = bytes(16)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
-    """A variable's identity: vendor GUID and name.
+class Key(NamedTuple):
+    """A variable's identity: vendor GUID and name. A tuple, since every call hashes and compares some.
 
     ``name`` holds 16-bit units (UCS-2 decoded with ``surrogatepass``) without the NUL; compared bit for bit (R9).
     """

@@ -263,8 +263,8 @@ MUTANTS = (
     change(
         "acknowledges for 25 s",
         "freshness",
-        "self._clock() - self.sent < self.lease_s * ACKNOWLEDGE_UNTIL",
-        "True",
+        "self.acknowledge_until = sent + lease_s * ACKNOWLEDGE_UNTIL",
+        'self.acknowledge_until = float("inf")',
         "freshness",
     ),
     change("serves for 30 s", "freshness", "if self.age < self.lease_s:", "if True:", "freshness"),
@@ -283,14 +283,20 @@ MUTANTS = (
         "freshness",
     ),
     # engine
-    gone("capacity", "engine", "live > max(self.capacity, self._live):", "capacity"),
+    gone("capacity", "engine", "live > self.capacity and live > self._live:", "capacity"),
     gone("reserved room", "engine", "others > room:", "capacity"),
-    change("largest record", "engine", " or len(body) > self._log.history.geometry.largest_body", "", "capacity"),
-    change("strict anchors first", "engine", "self.mode is Mode.STRICT or (", "(", "freshness"),
+    change(
+        "largest record",
+        "engine",
+        "if class_index is None or len(journal) > 0xFFFF:",
+        "if len(journal) > 0xFFFF:",
+        "capacity",
+    ),
+    change("strict anchors first", "engine", "self._anchors_all or (", "(", "freshness"),
     change(
         "critical anchors first",
         "engine",
-        " or (self.mode is Mode.CRITICAL and measured.security)",
+        " or (self._anchors_security and security)",
         "",
         "freshness",
     ),
@@ -311,7 +317,7 @@ MUTANTS = (
     change(
         "acknowledgement after a slow write",
         "engine",
-        "if not freshness.may_acknowledge:\n                    freshness.renew()",
+        "if self._clock() >= freshness.acknowledge_until:\n                    freshness.renew()",
         "if False:\n                    freshness.renew()",
         "freshness",
     ),
@@ -325,8 +331,8 @@ MUTANTS = (
     change(
         "doubt blocks writes",
         "engine",
-        "if self._doubt is not None:\n            try:\n                self._settle(self._config.doubt_s)",
-        "if False:\n            try:\n                self._settle(self._config.doubt_s)",
+        "if self._doubt is not None and not self.read_only:\n            try:\n                self._settle(",
+        "if False:\n            try:\n                self._settle(",
         "freshness",
     ),
     change(
@@ -336,13 +342,25 @@ MUTANTS = (
         "if False:\n            raise NotReady",
         "freshness",
     ),
-    gone(
-        "journals delete something", "engine", "isinstance(change, Delete | Append) and old is None:", "capacity"
+    change(
+        "journals delete something",
+        "engine",
+        '        if old is None:\n            raise ValueError("a journal deletes',
+        '        if False:\n            raise ValueError("a journal deletes',
+        "capacity",
     ),
-    gone("journals name variables", "engine", 'not change.key.name or "\\0" in change.key.name:', "capacity"),
+    gone("journals name variables", "engine", 'not name or "\\0" in name:', "capacity"),
     # writing
     change(
         "barrier behind a record",
+        "log",
+        "            flush(self._medium)\n        except StoreIoError:\n            self._durable(((",
+        "            pass\n        except StoreIoError:\n            self._durable(((",
+        "life crash",
+    ),
+    gone("a record whose write failed is written again", "log", "begun.failed is not None:", "faults"),
+    change(
+        "barrier behind a record that is written again",
         "log",
         "                    write_all(self._medium, offset, data)\n                    flush(self._medium)",
         "                    write_all(self._medium, offset, data)",
@@ -361,7 +379,7 @@ MUTANTS = (
     # media
     gone("size before reading", "medium", "size > LARGEST_IMAGE:", "reasons"),
     change("size after reading", "medium", " or _call(medium.size) != size", "", "faults"),
-    change("short transfers", "medium", "while done < len(data):", "while False:", "faults"),
+    change("short transfers", "medium", "if done >= len(data):", "if True:", "faults"),
     change("exclusive lock", "medium", "        if writable:\n            _lock(fd, path)\n", "", "reasons"),
 )
 

@@ -291,10 +291,10 @@ def test_a_bank_whose_record_failed_takes_no_other_record() -> None:
     log = world.boot(medium=medium)._log
     medium.faults = dict.fromkeys(range(medium.calls, 10_000), Fault.ERROR)
     with pytest.raises(StoreIoError):
-        log.append(record.TRANSACTION, b"", 0, count=0, live=log.history.live)
+        log.finish(log.begin(record.TRANSACTION, 0, b"", count=0, live=log.history.live, security=False))
     medium.faults = {}
     with pytest.raises(Broken):
-        log.append(record.TRANSACTION, b"", 0, count=0, live=log.history.live)
+        log.finish(log.begin(record.TRANSACTION, 0, b"", count=0, live=log.history.live, security=False))
 
 
 @pytest.mark.rule("SS-24")

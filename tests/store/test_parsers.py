@@ -13,6 +13,7 @@ from cvars.store.header import BANK_MAGIC, INIT_MAGIC, BankHeader, CreationHeade
 from cvars.store.inspecting import inspect
 from cvars.store.keyfile import KeyFile, dump, parse
 from cvars.store.operations import Malformed
+from cvars.variables.model import Put
 from tests.store.images import sample
 from tests.store.world import SMALL, World, append, delete, put
 
@@ -225,8 +226,8 @@ def test_a_snapshot_that_holds_a_variable_twice_or_more_than_the_capacity_is_dam
     world = World(mode=Mode.NONE)
     store = world.boot()
     store.commit((put("A", b"1"), put("B", b"2")))
-    real = snapshot.encode_put
-    monkeypatch.setattr(snapshot, "encode_put", lambda key, variable: real(put("A", b"").key, variable))
+    real = snapshot.encode
+    monkeypatch.setattr(snapshot, "encode", lambda change: real(Put(put("A", b"").key, change.variable)))
     store._compact()
     monkeypatch.undo()
     assert world.refused(world.image).reason == "store.tampered"
