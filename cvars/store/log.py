@@ -119,6 +119,7 @@ class Log:
             body=body,
         )
         place = history.header.bank_offset + tail
+        self.broken = True  # until it is finished: whatever interrupts us, no other record takes this sequence
         failed: StoreIoError | None = None
         try:
             write_all(self._medium, place, raw)
@@ -142,10 +143,10 @@ class Log:
         history.point = begun.point
         history.tail += len(begun.raw)
         history.live = begun.live
+        self.broken = False
 
     def _durable(self, writes: tuple[tuple[int, bytes], ...], attempts: int = ATTEMPTS) -> None:
         """Write each with a barrier behind it; on an error all of it again, byte for byte (SS-11, T26)."""
-        self.broken = True
         for left in reversed(range(attempts)):
             try:
                 for offset, data in writes:
@@ -155,7 +156,6 @@ class Log:
                 if not left:
                     raise
             else:
-                self.broken = False
                 return
 
     def compact(self, variables: dict[Key, Variable], anchored: AnchorPoint) -> tuple[AnchorPoint, bytes]:

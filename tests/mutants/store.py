@@ -278,8 +278,8 @@ MUTANTS = (
     change(
         "lease counts from sending",
         "freshness",
-        "self.sent = max(self.sent, sent)",
-        "self.sent = self._clock()",
+        "self._renewed(max(self.sent, sent), receipt",
+        "self._renewed(self._clock(), receipt",
         "freshness",
     ),
     # engine
@@ -357,6 +357,13 @@ MUTANTS = (
         "            flush(self._medium)\n        except StoreIoError:\n            self._durable(((",
         "            pass\n        except StoreIoError:\n            self._durable(((",
         "life crash",
+    ),
+    change(
+        "a cut-off record keeps its sequence",
+        "log",
+        "self.broken = True  # until it is finished",
+        "pass  # until it is finished",
+        "faults",
     ),
     gone("a record whose write failed is written again", "log", "begun.failed is not None:", "faults"),
     change(

@@ -167,3 +167,29 @@ def test_each_record_is_flushed_before_the_next_and_a_header_only_after_its_snap
     for number, (what, _, size) in enumerate(medium.trace[:-1]):
         if what == "write":
             assert medium.trace[number + 1][0] == "flush", f"call {number} of {size} bytes"
+
+
+@pytest.mark.parametrize("where", ["write", "flush"])
+@pytest.mark.rule("SS-3", "SS-11")
+def test_a_commit_cut_off_by_a_signal_never_gives_its_sequence_to_another_record(where, monkeypatch) -> None:
+    """Whatever ends a commit halfway, its nonce is used up: the next one goes into the other bank."""
+    base = sample(Mode.PER_BOOT, commits=6)
+    world = base.fresh()
+    medium = FaultyMedium(base.image)
+    store = world.boot(medium=medium)
+    generation = store.generation
+    real = getattr(FaultyMedium, where)
+
+    def cut(*arguments: object) -> object:
+        monkeypatch.undo()
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FaultyMedium, where, cut)
+    with pytest.raises(KeyboardInterrupt):
+        store.commit((put("Cut", b"1" * 64),))
+    store.commit((put("Next", b"2" * 64),))
+    assert store.generation == generation + 1
+    found = state(base_again(world, bytes(medium.durable)))
+    assert found[put("Next", b"").key].data == b"2" * 64
+    assert put("Cut", b"").key not in found
