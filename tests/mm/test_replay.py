@@ -77,6 +77,7 @@ def test_a_capture_of_our_own_replays_completely(cvars, tmp_path):
     code, out, _ = cvars("replay", "--json", file)
     assert json.loads(out) == {
         "schema": "cvars.replay/1",
+        "simulated": False,
         "compared": len(REQUESTS),
         "equal": len(REQUESTS),
         "skipped": 0,
