@@ -4,7 +4,6 @@ EdDSA, ES256 or RS256 by a configured public key; never ``none``, never a symmet
 matches in full: ``*`` is one part, ``**`` any rest.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -143,12 +142,3 @@ def load_admin(config: BrokerConfig) -> Admin:
             raise ConfigMistake("admin.keys: Ed25519, P-256 or RSA", where=str(path))
         keys.append(TrustedKey(key, entry.issuer, entry.audience))
     return Admin(tuple(keys), tuple(config.admin.rules), config.admin.allow_all)
-
-
-def default_rules() -> Sequence[AdminRule]:
-    """The roles that `cvars broker init` writes."""
-    return (
-        AdminRule(role="viewer", methods=["GET"], path="/cvars/v1/**"),
-        AdminRule(role="operator", methods=["GET", "POST", "PUT", "DELETE"], path="/cvars/v1/**"),
-        AdminRule(role="secrets", methods=["POST", "DELETE"], path="/kbs/v0/resource/*/*/*"),
-    )

@@ -5,11 +5,11 @@ import json
 
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
 
-from cvars.broker.admin import Admin, TrustedKey, path_matches
+from cvars.broker.admin import Admin, TrustedKey, load_admin, path_matches
 from cvars.broker.app import create_app
-from cvars.broker.config import AdminRule
+from cvars.broker.config import AdminKey, AdminRule, AdminTable, BrokerConfig, ConfigMistake
 from cvars.broker.metrics import Metrics
 from cvars.release.encoding import b64url
 from cvars.release.statements import SigningKey
@@ -67,6 +67,49 @@ def test_an_operator_adds_freezes_and_retires_a_vm(world, operator):
     log = json.loads(operator("viewer", "GET", "/cvars/v1/anchor/vm-1/log").body)["entries"]
     assert [e["kind"] for e in log] == ["enrol", "acquire", "provision", "freeze", "thaw", "retire", "reset"]
     assert operator("viewer", "GET", "/cvars/v1/anchor/vm-9/log").status == 404
+
+
+def test_a_vm_that_nobody_added_is_not_operated_on(world, operator):
+    for verb, more in (("freeze", {}), ("retire", {}), ("rotate", {}), ("reset", {"to": "new"})):
+        answer = operator("operator", "POST", f"/cvars/v1/anchor/vm-9/{verb}", {"reason": "test"} | more)
+        assert (answer.status, json.loads(answer.body)["reason"]) == (404, "anchor.unknown"), verb
+    assert world.broker.anchors.all() == []
+
+
+@pytest.mark.rule("K43")
+def test_admin_keys_are_strong_or_nothing_starts(tmp_path):
+    file = tmp_path / "admin.pub.pem"
+    config = BrokerConfig(
+        folder=tmp_path, admin=AdminTable(keys=[AdminKey(file=file.name, issuer="ops")], rules=list(RULES))
+    )
+
+    def load(key):
+        public = serialization.PublicFormat.SubjectPublicKeyInfo
+        pem = key.public_key().public_bytes(serialization.Encoding.PEM, public)
+        file.write_bytes(pem)
+        return load_admin(config)
+
+    for good in (
+        ed25519.Ed25519PrivateKey.generate(),
+        ec.generate_private_key(ec.SECP256R1()),
+        rsa.generate_private_key(65537, 2048),
+    ):
+        admin = load(good)
+        assert [(k.key, k.issuer) for k in admin.keys] == [(good.public_key(), "ops")]
+        assert not admin.allow_all
+    for bad, why in (
+        (ec.generate_private_key(ec.SECP384R1()), "P-256"),
+        (rsa.generate_private_key(65537, 1024), "2048 bits"),
+        (x25519.X25519PrivateKey.generate(), "Ed25519, P-256 or RSA"),
+    ):
+        with pytest.raises(ConfigMistake, match=why):
+            load(bad)
+    file.write_text("not a key")
+    with pytest.raises(ConfigMistake, match=r"admin\.keys"):
+        load_admin(config)
+    file.unlink()
+    with pytest.raises(ConfigMistake, match=r"admin\.keys"):
+        load_admin(config)
 
 
 def test_rebase_moves_the_anchored_point_and_empties_the_ring(world, operator):
@@ -298,6 +341,35 @@ def test_console_health_and_metrics(world, operator):
     assert b"/kbs/v0/auth" in operator(None, "GET", "/docs").body
     document = json.loads(operator(None, "GET", "/openapi.json").body)
     assert "/cvars/v1/anchor/{vm}/acquire" in document["paths"]
+
+
+def test_checkpoints_are_written_when_due_and_when_something_changed(world):
+    from cvars.broker import checkpoints
+
+    folder = checkpoints.CheckpointFolder(world.folder / "checkpoints")
+    broker = world.broker
+    exporter = checkpoints.Exporter(
+        folder,
+        lambda now: checkpoints.make(broker.db, broker.signer, now=now, broker_id="b"),
+        interval_s=300,
+        clock=world.clock,
+    )
+    assert exporter.tick()
+    broker.add_vm("vm-1", mode="none")
+    world.clock.now += 299
+    assert not exporter.tick()  # not due
+    world.clock.now += 1
+    assert exporter.tick()
+    world.clock.now += 300
+    assert not exporter.tick()  # nothing changed
+    world.clock.now += 1
+    assert exporter.tick(force=True)  # at the end
+    assert len(folder.files()) == 3
+    assert checkpoints.read(folder.files()[-1].read_text(), [broker.signer.private.public_key()], {world.pin})
+    for _ in range(checkpoints.KEEP):
+        world.clock.now += 1
+        exporter.tick(force=True)
+    assert len(folder.files()) == checkpoints.KEEP
 
 
 def test_K47_the_broker_refuses_to_start_behind_its_checkpoint(tmp_path):
