@@ -1,10 +1,17 @@
 """`cvars vars … --store`: the owner's path into a store that no guest runs on (R122)."""
 
 import json
+import os
+import time
 
 import pytest
 
 from cvars.lab.operator import operating, write_key_file
+from cvars.store import FileMedium, Mode, StoreConfig, mount
+from cvars.store.keyfile import parse
+from cvars.trace import silent
+from cvars.variables.model import Put, Variable
+from cvars.variables.names import DB
 from tests.lab.test_processes import cvars
 from tests.lab.test_standard_input import piped
 from tests.variables.pki import SHA256, esl, signer
@@ -77,6 +84,47 @@ def test_a_change_without_its_signature_is_asked_for_by_name_and_logged(at, tmp_
     assert [(e["name"], e["bypassed"]) for e in events if e["kind"] == "variable.managed"] == [("db", True)]
     assert log.stat().st_mode & 0o777 == 0o600
     assert run("get", "db", "--raw", *at).stdout == GOOD_DB
+    names = [v["name"] for v in json.loads(run("list", "--json", *at).stdout)["variables"]]
+    assert names == ["db"]  # and no item of the service's own, of which there is one now (R89)
+    dumped = json.loads(piped(b"", "store", "dump", at[1], *at[2:], "--json").stdout)["variables"]
+    assert len(dumped) == 2
+
+
+@pytest.mark.rule("R122", "P10")
+def test_a_bypass_keeps_the_time_so_that_no_older_update_fits_again(at, tmp_path):
+    set_ = (
+        "set",
+        "db",
+        "-",
+        "--attributes",
+        "NV,BS,RT,AT",
+        "--bypass-authentication",
+        "--trace",
+        tmp_path / "t",
+        *at,
+    )
+    run(*set_, stdin=GOOD_DB)
+
+    def stored():
+        found = json.loads(piped(b"", "store", "dump", at[1], *at[2:], "--json").stdout)["variables"]
+        return next(v for v in found if v["name"] == "db")
+
+    assert stored()["time"] == "00" * 16
+    old = "e8070101000000000000000000000000"
+    keys = parse(at[3].read_bytes(), "key").keys(store_id=b"", key_version=1)
+    medium = FileMedium.open(at[1])
+    store = mount(
+        medium, keys=keys, config=StoreConfig(mode=Mode.NONE), acquired=None, anchor=None, random=os.urandom,
+        clock=time.monotonic, trace=silent,
+    )  # fmt: skip
+    store.commit((Put(DB, Variable(0x27, GOOD_DB, bytes.fromhex(old))),))
+    store.close()
+    medium.close()
+    other = esl(b"\1" * 32, kind=SHA256)
+    run(*set_, stdin=other)
+    assert (stored()["time"], stored()["data"]) == (old, other.hex())
+    run(*set_, "--append", stdin=GOOD_DB)
+    assert (stored()["time"], stored()["data"]) == (old, (other + GOOD_DB).hex())
 
 
 def test_wrong_keys_and_wrong_words_are_said(at, tmp_path):
