@@ -183,7 +183,7 @@ def set_(
     else:
         with _firmware(guest, key_file, fd) as firmware:
             firmware.set(key, bits, data)
-    say(f"{key.name}: {len(data)} bytes {'appended' if append else 'set'}")
+    say(f"{plain(key.name)}: {len(data)} bytes {'appended' if append else 'set'}")
     emit("cvars.vars.set/1", members, simulated=bool(SPEECH.simulated))
 
 
@@ -213,7 +213,7 @@ def delete(
     else:
         with _firmware(guest, key_file, fd) as firmware:
             firmware.delete(key)
-    say(f"{key.name}: deleted")
+    say(f"{plain(key.name)}: deleted")
     emit("cvars.vars.delete/1", members, simulated=bool(SPEECH.simulated))
 
 

@@ -31,6 +31,23 @@ def test_measured_refuse_cannot_be_weakened_by_the_command_line(lab):
         pytest.fail("the host's command line weakened measured configuration")
 
 
+@pytest.mark.rule("SS-12", "SS-20")
+def test_the_command_line_can_be_stricter_than_what_was_measured(lab):
+    guest = lab.guest(on_rollback="refuse")
+    rolled_back(lab, guest)
+    with pytest.raises(StoreRolledBack), guest.boot():
+        pytest.fail("the operator's wish was not heard")
+
+
+def test_init_data_that_names_no_vm_asks_the_broker_for_nothing(lab):
+    guest = lab.guest()
+    guest.init_data = parse("".join(x for x in guest.init_data.body.splitlines(True) if "vm-id" not in x))
+    assert guest.init_data.vm_id is None
+    with pytest.raises(UsageMistake, match="names no VM"), guest.boot():
+        pytest.fail("a guest without a name booted")
+    assert lab.trace.kinds(guest) == ["guest.boot_refused"]
+
+
 @pytest.mark.rule("SS-20")
 def test_a_typo_in_measured_configuration_is_no_weaker_setting(lab):
     guest = lab.guest()

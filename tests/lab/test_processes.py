@@ -53,6 +53,11 @@ def test_a_scenario_is_played_by_a_guest_of_its_own_and_then_the_power_goes(mach
     component, _ = machine.start("a", "--scenario", str(machine.folder / "first.jsonl"))
     assert component.wait(30) == 0
     (machine.folder / "read.jsonl").write_text(bundled("demo-read-back"))
+    lines = bundled("demo-read-back").splitlines()
+    lines[-1] = json.dumps(json.loads(lines[-1]) | {"reply": "00" * 40})
+    (machine.folder / "wrong.jsonl").write_text("\n".join(lines))
+    component, _ = machine.start("wrong", "--scenario", str(machine.folder / "wrong.jsonl"))
+    assert component.wait(30) == 1  # the guest's verdict is the command's, and the power went all the same
     component, socket = machine.start("b")
     played = cvars("guest", "play", machine.folder / "read.jsonl", "--connect", f"unix:{socket}")
     assert played.returncode == 0, played.stdout

@@ -176,6 +176,17 @@ def test_a_running_guests_store_is_left_alone_and_an_anchored_one_needs_a_rebase
     assert component.stop() == 0
 
 
+def test_a_name_cannot_steer_the_terminal(at):
+    name = "a\x1b[2J-11111111-2222-3333-4444-555555555555"
+    run("set", name, "-", *at, stdin=b"x")
+    for command in (("get", name), ("list",)):
+        said = run(*command, *at).stdout
+        assert b"a\\x1b[2J" in said
+        assert b"\x1b" not in said
+    assert b"\x1b" not in run("set", name, "-", *at, stdin=b"y").stdout
+    assert b"\x1b" not in run("delete", name, *at).stdout
+
+
 def test_plain_files_are_not_yet_there(at):
     done = run("list", "--fd", at[1], code=2)
     assert b"not yet" in done.stderr
