@@ -140,28 +140,26 @@ class Store:
         with self._lock:
             self._require_writable()
             live, security_live, security = self._measure(journal)
-            body = b"".join([operations.encode(change) for change in journal])
+            body = operations.encode_all(journal)
             class_index = self._geometry.class_for(len(body))
             if class_index is None or len(journal) > 0xFFFF:
                 raise StoreFull(f"a commit of {len(body)} bytes is larger than the largest record")
-            self._keep_window()
+            freshness = self._freshness
+            if freshness is not None and (self._bounded or self._clock() >= freshness.acknowledge_until):
+                self._keep_window(freshness)
             self._write(class_index, body, len(journal), live, security=security)
-            self._acknowledge(journal, security=security)
+            if freshness is not None:
+                # anchor first where the mode says so; only then is the change visible (section 4 item 4)
+                try:
+                    if self._anchors_all or (self._anchors_security and security):
+                        self._advance(self._config.doubt_s)
+                    if self._clock() >= freshness.acknowledge_until:
+                        freshness.renew()
+                except AnchorUnreachable as error:
+                    self._doubt = _Doubt(journal)
+                    raise DeviceError(f"durable, but not anchored: {error.message}") from None
+            operations.apply(journal, self._variables)
             self._live, self._security_live = live, security_live
-
-    def _acknowledge(self, journal: Journal, *, security: bool) -> None:
-        """Anchor first where the mode says so; only then is the change visible (section 4 item 4)."""
-        freshness = self._freshness
-        if freshness is not None:
-            try:
-                if self._anchors_all or (self._anchors_security and security):
-                    self._advance(self._config.doubt_s)
-                if self._clock() >= freshness.acknowledge_until:
-                    freshness.renew()
-            except AnchorUnreachable as error:
-                self._doubt = _Doubt(journal)
-                raise DeviceError(f"durable, but not anchored: {error.message}") from None
-        operations.apply(journal, self._variables)
 
     def _measure(self, journal: Journal) -> tuple[int, int, bool]:
         """Live bytes and security-relevant live bytes after ``journal``, and whether it concerns the latter."""
@@ -207,11 +205,8 @@ class Store:
             known = self._by_name[key] = is_security_relevant(key, None, self._config.extra_security)
         return known
 
-    def _keep_window(self) -> None:
+    def _keep_window(self, freshness: Freshness) -> None:
         """Before a write: the lease must allow the acknowledgement, bounded mode its W and T."""
-        freshness = self._freshness
-        if freshness is None:
-            return
         try:
             if self._clock() >= freshness.acknowledge_until:
                 freshness.require_lease()
@@ -304,7 +299,7 @@ class Store:
         self._confirm(patience)
         if doubt.journal:
             back = operations.inverse(doubt.journal, self._variables)
-            body = b"".join(operations.encode(change) for change in back)
+            body = operations.encode_all(back)
             class_index = self._geometry.class_for(len(body))
             if class_index is None:
                 self._give_up_writing(StoreIoError("a refused commit is too large to be taken back"))

@@ -60,6 +60,11 @@ def encode(change: Change) -> bytes:
     return b"".join((fixed, signer or b"", raw_name, data, result))
 
 
+def encode_all(journal: Journal) -> bytes:
+    """Encode a commit; most have one change."""
+    return encode(journal[0]) if len(journal) == 1 else b"".join(map(encode, journal))
+
+
 @lru_cache(maxsize=256)
 def _guid_bytes(number: int) -> bytes:
     return UUID(int=number).bytes_le

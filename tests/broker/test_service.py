@@ -134,7 +134,7 @@ def test_K36_a_client_that_leaves_in_its_body_is_counted_and_changes_nothing(wor
     server = Server(create_app(world.broker, admin=Admin(allow_all=True), metrics=metrics))
     left = [
         ("POST", "/kbs/v0/auth", "Content-Length: 100", b'{"version"'),
-        ("POST", "/kbs/v0/attest", "Transfer-Encoding: chunked", b"5\r\n{\"a\":\r\n"),
+        ("POST", "/kbs/v0/attest", "Transfer-Encoding: chunked", b'5\r\n{"a":\r\n'),
         ("POST", "/kbs/v0/resource/a/b/c", "Content-Length: 100", b"half a secret"),
         ("POST", "/cvars/v1/vms", "Content-Length: 100", b'{"vm_id": "vm-1"'),
     ]

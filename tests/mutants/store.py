@@ -315,10 +315,17 @@ MUTANTS = (
         "freshness",
     ),
     change(
+        "the lease lasts for the acknowledgement",
+        "engine",
+        "(self._bounded or self._clock() >= freshness.acknowledge_until)",
+        "self._bounded",
+        "freshness",
+    ),
+    change(
         "acknowledgement after a slow write",
         "engine",
-        "if self._clock() >= freshness.acknowledge_until:\n                    freshness.renew()",
-        "if False:\n                    freshness.renew()",
+        "if self._clock() >= freshness.acknowledge_until:\n                        freshness.renew()",
+        "if False:\n                        freshness.renew()",
         "freshness",
     ),
     change(

@@ -230,8 +230,10 @@ def test_the_local_clock_stops_acknowledging_at_25_s_and_serving_at_30_s(mode) -
     store.commit((put("A", b"1"),))
     store.require_lease()
     world.clock.now += 0.2
+    written = list(world.medium.writes)
     with pytest.raises(DeviceError):
         store.commit((put("A", b"2"),))
+    assert world.medium.writes == written  # refused before anything is written
     store.require_lease()
     assert store.variables[key("A")].data == b"1"
     world.clock.now += 5
