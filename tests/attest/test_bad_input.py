@@ -210,7 +210,7 @@ def test_the_layouts_have_the_specified_sizes_and_the_fast_ones_agree(rng):
         assert all(getattr(fast, field.name) == slow[field.name] for field in ATTESTATION_REPORT.subcons)
         assert fast.to_bytes() == raw
     for wrong in ({"chip_id": bytes(63)}, {"chipid": bytes(64)}):
-        with pytest.raises(ValueError, match="not a report's chip_?id"):
+        with pytest.raises(ValueError, match=r"not a report's chip_?id"):
             build_report(**wrong)
 
 
