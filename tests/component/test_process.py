@@ -16,7 +16,7 @@ from cvars.errors import CvarsError, OutsideFailure, StoreError, UsageMistake
 from cvars.formats.pcap import PacketType, read_capture
 from cvars.lab.processes import Running
 from cvars.release.client import BrokerClient
-from cvars.release.errors import StatementRefusedError
+from cvars.release.errors import ReleaseRefused, StatementRefusedError
 from cvars.release.initdata import compose, parse
 from cvars.trace import ComponentStopped
 from svsm_bridge.errors import GuestMustStop
@@ -118,6 +118,26 @@ def test_a_key_that_is_not_released_gives_the_lease_back(lab, monkeypatch):
             pytest.fail("there was no key")
     with guest.boot():
         pass
+
+
+def test_the_labs_policy_gives_a_vm_its_own_key_only(lab):
+    """With a session of its own, a guest asks for its neighbour's key, and then for its own."""
+    neighbour, guest = lab.guest(), lab.guest()
+    with neighbour.boot():
+        pass
+    client = BrokerClient(
+        lab.http,
+        pins=guest.init_data.broker_keys,
+        evidence=guest.launch(),
+        random=lab.random_bytes,
+        clock=lab.clock,
+        trace=lab.trace.sink(guest.vm_id),
+    )
+    client.attest(guest.init_data.body)
+    client.acquire(guest.vm_id)
+    with pytest.raises(ReleaseRefused, match="POL-PERVM"):
+        client.resource(f"vms/{neighbour.vm_id}/store-kek", guest.vm_id)
+    assert client.store_key(guest.vm_id, provision=True)
 
 
 def test_a_stopped_component_answers_nobody(lab):
