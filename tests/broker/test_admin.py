@@ -60,6 +60,8 @@ def test_an_operator_adds_freezes_and_retires_a_vm(world, operator):
     for verb, state in (("freeze", "frozen"), ("thaw", "new"), ("retire", "retired")):
         answer = operator("operator", "POST", f"/cvars/v1/anchor/vm-1/{verb}", {"reason": "test"})
         assert json.loads(answer.body)["state"] == state
+    thawed = operator("operator", "POST", "/cvars/v1/anchor/vm-1/thaw", {"reason": "test"})
+    assert (thawed.status, json.loads(thawed.body)["reason"]) == (409, "anchor.state")  # it stays retired
     again = operator("operator", "POST", "/cvars/v1/anchor/vm-1/retire", {"reason": "test"})
     assert (again.status, json.loads(again.body)["reason"]) == (409, "anchor.retired")
     reset = operator("operator", "POST", "/cvars/v1/anchor/vm-1/reset", {"reason": "again", "to": "new"})

@@ -291,6 +291,19 @@ def test_K10_tokens_of_others(sample):
     assert client.get(RESOURCE, bearer=True).status == 200
 
 
+def test_K10_a_production_broker_signs_nothing_simulated():
+    from cvars.broker.tokens import TokenIssuer, TokenRefused
+
+    issuer = TokenIssuer(SigningKey(ec.generate_private_key(ec.SECP256R1())), "broker", None)
+    facts = {
+        "now": 1.8e9, "session": "00" * 32, "tee": "snp", "claims": {}, "runtime_data": {},
+        "report_data": bytes(64), "init_data": b"", "init_data_claims": None,
+    }  # fmt: skip
+    assert issuer.issue(trust_domain="amd", **facts).count(".") == 2
+    with pytest.raises(TokenRefused, match="no token key"):
+        issuer.issue(trust_domain="simulated", **facts)
+
+
 def test_K33_a_stolen_cookie_is_worth_nothing(sample):
     guest = sample.snp()
     victim = sample.kbs()

@@ -157,6 +157,7 @@ def test_configuration_mistakes_name_file_line_and_key(folder):
     for change, wanted in (
         (('listen = "127.0.0.1:8080"', 'lisen = "127.0.0.1:8080"'), ["server.lisen", "broker.toml:9"]),
         (('listen = "127.0.0.1:8080"', "listen = 5"), ["server.listen", "broker.toml:9"]),
+        (('listen = "127.0.0.1:8080"', 'listen = "127.0.0.1:65536"'), ["server", "no such port"]),
         (('listen = "127.0.0.1:8080"', 'listen = "0.0.0.0:8080"'), ["not loopback", "broker.toml"]),
         (("[identity]", "[identity"), ["not TOML"]),
         (('database = "sqlite', 'database = "mysql'), ["database", "broker.toml:5"]),
