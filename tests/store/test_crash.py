@@ -265,3 +265,19 @@ def test_nor_flash_is_erased_before_it_is_written_and_evenly() -> None:
         assert state(store) == want
         run(store, rng, 3, live)
         want = state(store)
+
+
+def test_nor_flash_sets_no_bit_without_an_erase_of_whole_blocks() -> None:
+    """The medium above is one on which a mistake shows."""
+    flash = NorMedium(b"\xff" * 16384)
+    flash.write(10, b"\xf0\x0f")
+    flash.write(10, b"\x30\x00")
+    with pytest.raises(OSError, match="erase"):
+        flash.write(10, b"\x31\x00")
+    for offset, length in ((1, 4096), (0, 4095), (512, 512)):
+        with pytest.raises(OSError, match="whole blocks"):
+            flash.erase(offset, length)
+    assert flash.image[10:12] == b"\x30\x00"
+    flash.erase(0, 8192)
+    assert bytes(flash.image) == b"\xff" * 16384
+    assert flash.erased == {0: 1, 4096: 1}
