@@ -101,7 +101,7 @@ def open_broker(
         versions=frozenset(config.attestation.versions),
         profile_c=config.attestation.profile_c,
         skip_checks=frozenset(config.simulated.skip_checks),
-        keep_evidence=EvidenceFolder(config.path("evidence")).keep if config.audit.keep_evidence else None,
+        keep_evidence=EvidenceFolder(config.evidence).keep if config.audit.keep_evidence else None,
     )
 
 

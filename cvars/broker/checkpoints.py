@@ -5,6 +5,7 @@ chain is shorter than its newest local checkpoint says, or when its clock is beh
 """
 
 import json
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,13 +86,17 @@ class CheckpointFolder:
         self._folder = folder
 
     def write(self, text: str, now: float) -> Path:
-        """Keep ``text`` and drop all but the newest files."""
+        """Keep ``text``, durably, and drop all but the newest files: after a power cut the newest one is whole."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{int(now * 1000):015d}.jws"
             part = path.with_suffix(".part")
-            part.write_text(text + "\n")
+            with part.open("w") as out:
+                out.write(text + "\n")
+                out.flush()
+                os.fsync(out.fileno())
             part.replace(path)
+            _sync_folder(self._folder)
             for old in self.files()[:-KEEP]:
                 old.unlink(missing_ok=True)
         except OSError as error:
@@ -119,6 +124,14 @@ class CheckpointFolder:
                 where=str(files[-1]),
                 hint="restore the newest database; `cvars broker checkpoint verify` names every gap",
             )
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def described(gaps: list[Gap]) -> str:

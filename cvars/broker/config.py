@@ -96,7 +96,7 @@ class PolicyTable(_Table):
 
 
 class AuditTable(_Table):
-    """``keep_evidence`` stores accepted and refused evidence for `cvars broker audit replay`."""
+    """``keep_evidence`` stores accepted and refused evidence beside ``file``, for `cvars broker audit replay`."""
 
     file: Path | None = Path("audit.jsonl")
     keep_evidence: bool = False
@@ -173,6 +173,11 @@ class BrokerConfig(_Table):
     simulated: SimulationTable = SimulationTable()
     admin: AdminTable = AdminTable()
     checkpoint: CheckpointTable = CheckpointTable()
+
+    @property
+    def evidence(self) -> Path:
+        """Folder of kept evidence: beside the audit log, where the broker may write."""
+        return self.path(self.audit.file or "audit.jsonl").with_name("evidence")
 
     def path(self, given: Path | str) -> Path:
         """``given`` relative to the folder of the configuration."""

@@ -206,7 +206,7 @@ def audit_replay(
     found = load(config)
     if found.audit.file is None:
         raise UsageMistake("no audit.file is configured")
-    results = replay(found.path(found.audit.file), found.path("evidence"), make_verifier(found))
+    results = replay(found.path(found.audit.file), found.evidence, make_verifier(found))
     changed = [r for r in results if r.recorded != r.now]
     for one in changed:
         say(f"line {one.line}: was {one.recorded}, is {one.now}")

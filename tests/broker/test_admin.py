@@ -2,6 +2,8 @@
 
 import base64
 import json
+import os
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
@@ -372,6 +374,23 @@ def test_checkpoints_are_written_when_due_and_when_something_changed(world):
         world.clock.now += 1
         exporter.tick(force=True)
     assert len(folder.files()) == checkpoints.KEEP
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    """An empty newest file after a power cut would stop the broker from starting."""
+    from cvars.broker.checkpoints import CheckpointFolder
+
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    synced: list[tuple[str, int]] = []
+
+    def fsync(fd):
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        synced.append((path.suffix, len(list((tmp_path / "checkpoints").glob("*.jws")))))
+        assert path.is_dir() or path.read_text() == "text\n"
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder.write("text", 1.0)
+    assert synced == [(".part", 0), ("", 1)]
 
 
 def test_K47_the_broker_refuses_to_start_behind_its_checkpoint(tmp_path):

@@ -242,6 +242,16 @@ def test_azure_policies_are_imported_or_refused(run, tmp_path):
     assert run("policy", "import", file)[0] == 3
 
 
+@pytest.mark.parametrize(
+    ("file", "folder"), [("audit.jsonl", "."), ("/var/log/cvars/audit.jsonl", "/var/log/cvars")]
+)
+def test_evidence_is_kept_beside_the_audit_log(world, file, folder):
+    from cvars.broker.config import AuditTable
+
+    config = world.config.model_copy(update={"audit": AuditTable(file=file, keep_evidence=True)})
+    assert config.evidence == world.folder / folder / "evidence"
+
+
 def test_K48_audit_replay_verifies_kept_evidence_again(run, tmp_path, simulated_hardware):
     from cvars.broker.app import make_verifier
     from cvars.broker.config import AuditTable, SimulationTable
