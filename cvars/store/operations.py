@@ -32,8 +32,11 @@ class Malformed(ValueError):
 
 def cost(key: Key, variable: Variable) -> int:
     """Live bytes of a variable: what its put takes in a snapshot (SS-23)."""
+    name = key.name
     signed = SIGNER_BYTES if variable.signer is not None else 0
-    return OPERATION_BYTES + signed + 2 * len(key.name) + len(variable.data)
+    # a surrogate pair is two units of the name and one character of it
+    units = 2 * len(name) if name.isascii() else len(key.name_bytes)
+    return OPERATION_BYTES + signed + units + len(variable.data)
 
 
 def encode(change: Change) -> bytes:

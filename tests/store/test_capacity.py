@@ -13,6 +13,23 @@ from cvars.variables.security import PRIVATE
 from tests.store.world import DB, World, delete, key, put, put_key, state
 
 
+@pytest.mark.parametrize("name", ["A\U0001f600", "A\ud83d\ude00", "A\ud83d", "\u00e9"])
+@pytest.mark.rule("SS-23", "SS-15")
+def test_a_name_costs_its_bytes_even_where_two_units_are_one_character(name) -> None:
+    """What a guest may name a variable never makes the store unreadable once it compacts."""
+    world = World(mode=Mode.STRICT)
+    store = world.boot()
+    before = store.live
+    store.commit((put(name, b"value"),))
+    assert store.live - before == 44 + len(name.encode("utf-16-le", "surrogatepass")) + 5
+    generation = store.generation
+    while store.generation < generation + 2:
+        store.commit((put("Other", bytes(900)),))
+    store.close()
+    store = world.boot(world.image)
+    assert {k.name_bytes: v.data for k, v in store.variables.items()}[put(name, b"").key.name_bytes] == b"value"
+
+
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.rule("SS-23")
 def test_a_store_takes_exactly_its_capacity(frame) -> None:
