@@ -70,7 +70,7 @@ def create(
         random=random,
         trace=trace,
     )
-    log.write_bank(geometry.bank_size, raw, sealed)
+    log.write_bank(history, raw, sealed)
     base = AnchorPoint(0, history.header.snapshot_digest)
     history.commits = []
     announce(log, config, acquired, freshness, before=base)

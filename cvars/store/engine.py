@@ -7,7 +7,6 @@ the anchor is advanced before success is reported. Thread-safe: `tick` runs besi
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -38,13 +37,6 @@ class StoreFull(VariableError):
     """The change does not fit: capacity, reserved room or the largest record (SS-23)."""
 
     status = EfiStatus.OUT_OF_RESOURCES
-
-
-@dataclass(frozen=True, slots=True)
-class _Doubt:
-    """A commit that is durable and was answered with an error: it is taken back once it is anchored."""
-
-    journal: Journal
 
 
 class Store:
@@ -83,7 +75,8 @@ class Store:
             for k, v in self._variables.items()
             if self._is_security(k) or v.signer is not None
         )
-        self._doubt: _Doubt | None = None
+        #: a commit that is durable and was not acknowledged: it is taken back once it is anchored (empty: it was)
+        self._doubt: Journal | None = None
         self._closed = False
         self.boot = boot
         self.read_only = False
@@ -147,7 +140,7 @@ class Store:
             freshness = self._freshness
             if freshness is not None and (self._bounded or self._clock() >= freshness.acknowledge_until):
                 self._keep_window(freshness)
-            self._write(class_index, body, len(journal), live, security=security)
+            self._write(class_index, body, len(journal), live, security=security, doubt=journal)
             if freshness is not None:
                 # anchor first where the mode says so; only then is the change visible (section 4 item 4)
                 try:
@@ -156,10 +149,10 @@ class Store:
                     if self._clock() >= freshness.acknowledge_until:
                         freshness.renew()
                 except AnchorUnreachable as error:
-                    self._doubt = _Doubt(journal)
                     raise DeviceError(f"durable, but not anchored: {error.message}") from None
             operations.apply(journal, self._variables)
             self._live, self._security_live = live, security_live
+            self._doubt = None
 
     def _measure(self, journal: Journal) -> tuple[int, int, bool]:
         """Live bytes and security-relevant live bytes after ``journal``, and whether it concerns the latter."""
@@ -222,16 +215,22 @@ class Store:
             or self._clock() - freshness.oldest >= self._config.window_s
         )
 
-    def _write(self, class_index: int, body: bytes, count: int, live: int, *, security: bool) -> None:
-        """One record: one write, one barrier. Compacts first when the log has no room."""
+    def _write(
+        self, class_index: int, body: bytes, count: int, live: int, *, security: bool, doubt: Journal
+    ) -> None:
+        """One record: one write, one barrier. Compacts first when the log has no room.
+
+        ``doubt``: what is in doubt from the moment the record is durable.
+        """
+        kind = record.TRANSACTION
         try:
             if not self._log.fits(class_index):
                 self._compact()
             try:
-                self._append(record.TRANSACTION, class_index, body, count, live, security=security)
+                self._append(kind, class_index, body, count, live, security=security, doubt=doubt)
             except StoreIoError:
                 self._compact()  # no other record takes that sequence in the old bank
-                self._append(record.TRANSACTION, class_index, body, count, live, security=security)
+                self._append(kind, class_index, body, count, live, security=security, doubt=doubt)
         except AnchorUnreachable as error:
             raise DeviceError(f"the log is full and the state cannot be anchored: {error.message}") from None
         except Broken as error:
@@ -240,13 +239,24 @@ class Store:
         except StoreIoError as error:
             raise DeviceError(f"the medium failed: {error.message}") from None
 
-    def _append(self, kind: int, class_index: int, body: bytes, count: int, live: int, *, security: bool) -> None:
+    def _append(
+        self,
+        kind: int,
+        class_index: int,
+        body: bytes,
+        count: int,
+        live: int,
+        *,
+        security: bool,
+        doubt: Journal | None,
+    ) -> None:
         begun = self._log.begin(kind, class_index, body, count=count, live=live, security=security)
         # what needs no barrier is done while the medium writes
         point, raw = begun.point, begun.raw
         event = StoreCommitted(counter=point.counter, root=point.root, record_bytes=len(raw))
         data, key_version = kind == record.TRANSACTION, self._log.key_version
         self._log.finish(begun)
+        self._doubt = doubt
         if self._attached and self._freshness is not None:
             self._freshness.add(point, raw, data=data, key_version=key_version)
         self._trace(event)
@@ -257,9 +267,9 @@ class Store:
             self._advance(self._config.doubt_s)
         anchored = self._freshness.anchored if self._freshness else self._log.history.header.anchored
         variables = self._variables
-        if self._doubt is not None and self._doubt.journal:  # the log is ahead of what was acknowledged
+        if self._doubt:  # the log is ahead of what was acknowledged
             variables = dict(variables)
-            operations.apply(self._doubt.journal, variables)
+            operations.apply(self._doubt, variables)
         point, entry = self._log.compact(variables, anchored)
         if self._freshness is not None and self._attached:
             self._freshness.add(point, entry, data=False, key_version=self._log.key_version)
@@ -297,8 +307,8 @@ class Store:
         if doubt is None:
             return
         self._confirm(patience)
-        if doubt.journal:
-            back = operations.inverse(doubt.journal, self._variables)
+        if doubt:
+            back = operations.inverse(doubt, self._variables)
             body = operations.encode_all(back)
             class_index = self._geometry.class_for(len(body))
             if class_index is None:
@@ -306,8 +316,8 @@ class Store:
                 self._doubt = None
                 return
             if back:
-                self._write(class_index, body, len(back), self._live, security=True)
-            self._doubt = _Doubt(())
+                self._write(class_index, body, len(back), self._live, security=True, doubt=())
+            self._doubt = ()
             self._confirm(patience)
         self._doubt = None
 
@@ -363,10 +373,11 @@ class Store:
             if self._freshness is not None:
                 self._freshness.check_not_fenced()
             if self._doubt is not None:
-                self._settle(self._config.doubt_s)
-            if not self.read_only and self._log.fits(0):
+                with contextlib.suppress(DeviceError):  # the medium failed: what is in doubt stays, anchored
+                    self._settle(self._config.doubt_s)
+            if self._doubt is None and not self.read_only and self._log.fits(0):
                 with contextlib.suppress(StoreIoError):
-                    self._append(record.CLOSE, 0, b"", 0, self._live, security=False)
+                    self._append(record.CLOSE, 0, b"", 0, self._live, security=False, doubt=None)
             if self._freshness is not None:
                 if self._attached:
                     self._advance(self._config.doubt_s)

@@ -66,6 +66,7 @@ class Log:
         self.session = session
         self.highest_generation = highest_generation
         self.broken = False
+        self._stuck = False
         self._erased_to = history.geometry.bank_size
 
     @property
@@ -162,8 +163,10 @@ class Log:
         """Write the live state into the other bank; return the new point and its escrow entry.
 
         ``anchored``: the last verified anchor point. Raises StoreIoError: before the header nothing has
-        changed (`Broken` is not raised); `Broken`: at the header, and nothing may be written any more.
+        changed (`Broken` is not raised); `Broken`: at the header, and nothing is written any more.
         """
+        if self._stuck:
+            raise Broken("an earlier compaction was not completed")
         old = self.history
         geometry = old.geometry
         offset = geometry.other(old.header.bank_offset)
@@ -186,9 +189,7 @@ class Log:
             bank_salt=self._random(32),
         )
         history, raw, sealed = write_snapshot(draft, self._root, geometry, variables, self._salt)
-        self.write_bank(offset, raw, sealed)
-        self.history = history
-        self.broken = False
+        self.write_bank(history, raw, sealed)
         self._erased_to = geometry.bank_size
         self._trace(
             StoreCompacted(
@@ -200,24 +201,24 @@ class Log:
         )
         return history.point, raw + self._salt
 
-    def write_bank(self, offset: int, raw: bytes, sealed: bytes) -> None:
-        """Snapshot, barrier, header block, barrier."""
-        was = self.broken
+    def write_bank(self, history: History, raw: bytes, sealed: bytes) -> None:
+        """Snapshot, barrier, header block, barrier: from then on ``history`` is the one that is written to."""
+        offset = history.header.bank_offset
         self.prepare_bank(offset)
-        body = (offset + HEADER_BLOCK, sealed)
+        body, head = (offset + HEADER_BLOCK, sealed), (offset, header_block(raw))
         write_all(self._medium, *body)
         flush(self._medium)
+        self.broken = self._stuck = True  # the header may be durable from here on: the other bank is over
         try:
-            write_all(self._medium, offset, header_block(raw))
+            write_all(self._medium, *head)
             flush(self._medium)
         except StoreIoError:
-            # the header may be durable: complete everything once more, or stop
-            try:
-                self._durable((body, (offset, header_block(raw))))
+            try:  # complete everything once more, or stop
+                self._durable((body, head))
             except StoreIoError as error:
-                self.broken = True
                 raise Broken(f"a compaction could not be completed: {error.message}") from error
-        self.broken = was
+        self.history = history
+        self.broken = self._stuck = False
 
     def prepare_bank(self, offset: int) -> None:
         """Make the bank ready to be written: NOR cells are erased first."""

@@ -356,6 +356,9 @@ MUTANTS = (
         '        if False:\n            raise ValueError("a journal deletes',
         "capacity",
     ),
+    change("doubt begins at the barrier", "engine", "        self._doubt = doubt\n", "", "faults freshness"),
+    change("no close record in doubt", "engine", "if self._doubt is None and not", "if not", "faults"),
+    change("a name costs its units", "operations", " if name.isascii() else len(key.name_bytes)", "", "capacity"),
     gone("journals name variables", "engine", 'not name or "\\0" in name:', "capacity"),
     # writing
     change(
@@ -388,6 +391,8 @@ MUTANTS = (
         "faults crash",
     ),
     gone("a bank left after an error", "log", "self.broken:", "faults"),
+    gone("nothing after a cut-off header", "log", "self._stuck:", "faults"),
+    change("a cut-off header ends a bank", "log", "= self._stuck = True  # the", "= False  # the", "faults"),
     change("a new generation each time", "log", "        self.highest_generation += 1\n", "", "life"),
     change("NOR cells are erased", "log", "if self.history.header.medium != MEDIUM_FILE:", "if False:", "crash"),
     # media

@@ -7,6 +7,8 @@ import pytest
 from cvars.errors import DeviceError, StoreIoError
 from cvars.host.media import Fault, FaultyMedium
 from cvars.store import Mode
+from cvars.trace import Event
+from tests.store.broken_anchor import Lossy
 from tests.store.images import sample
 from tests.store.test_crash import clone, nearly_full
 from tests.store.workload import run
@@ -193,3 +195,111 @@ def test_a_commit_cut_off_by_a_signal_never_gives_its_sequence_to_another_record
     found = state(base_again(world, bytes(medium.durable)))
     assert found[put("Next", b"").key].data == b"2" * 64
     assert put("Cut", b"").key not in found
+
+
+@pytest.mark.parametrize("where", ["write", "flush"])
+@pytest.mark.rule("SS-8", "SS-11")
+def test_a_compaction_cut_off_at_its_header_leaves_no_bank_to_append_to(where, monkeypatch) -> None:
+    """The new header may be durable: what went into the old bank now would be acknowledged and hidden."""
+    base, image, record, start = nearly_full(Mode.PER_BOOT)
+    world = clone(base, record)
+    medium = FaultyMedium(image)
+    store = world.boot(medium=medium)
+    real = getattr(FaultyMedium, where)
+
+    def cut(self, *arguments: object) -> object:
+        done = real(self, *arguments)
+        if [size for what, _, size in self.trace if what == "write"][-1] == 4096:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(FaultyMedium, where, cut)
+    with pytest.raises(KeyboardInterrupt):
+        store.commit((put("Large", b"1" * 3000),))
+    calls = medium.calls
+    for _ in range(2):
+        with pytest.raises(DeviceError):
+            store.commit((put("Small", b"2"),))
+    assert store.read_only
+    store.close()
+    assert medium.calls == calls
+    assert state(base_again(world, bytes(medium.seen))) == start
+
+
+@pytest.mark.rule("SS-11", "T26")
+def test_a_store_that_gave_up_writing_writes_nothing_for_a_commit_in_doubt() -> None:
+    """The commit could not be taken back: time and a clean end leave the medium alone, and return the lease."""
+    base, image, record, _ = nearly_full(Mode.STRICT)
+    world = clone(base, record)
+    medium = FaultyMedium(image)
+    anchor = Lossy(world.anchor)
+    store = world.boot(medium=medium, anchor=anchor)
+    while store._log.fits(1):  # until one frame is left
+        store.commit((put("Fill", b"x" * 20),))
+    acknowledged = state(store)
+    anchor.script = ["request"] * 100
+    small = (put("Fill", b"z" * 20),)
+    with pytest.raises(DeviceError):
+        store.commit(small)
+    anchor.script = []
+    medium.faults = dict.fromkeys(range(medium.calls + 2, medium.calls + 10_000), Fault.ERROR)
+    with pytest.raises(DeviceError):
+        store.commit(small)
+    assert store.read_only
+    calls = medium.calls
+    store.tick()
+    store.close()
+    assert medium.calls == calls
+    assert world.anchor.record.leased_until is None
+    found = state(base_again(world, bytes(medium.durable)))
+    assert found == acknowledged | {c.key: c.variable for c in small}
+
+
+@pytest.mark.rule("SS-11", "SS-15")
+def test_a_store_closed_while_a_commit_cannot_be_taken_back_ends_where_its_log_ends() -> None:
+    """No close record behind a change that the store does not show: its live bytes would be another state's."""
+    base, image, record, _ = nearly_full(Mode.STRICT)
+    world = clone(base, record)
+    medium = FaultyMedium(image)
+    anchor = Lossy(world.anchor)
+    store = world.boot(medium=medium, anchor=anchor)
+    store.commit((put("Big", b"1" * 900),))
+    while store._log.fits(2):  # until two frames are left: one for the commit, too few for taking it back
+        store.commit((put("Fill", b"x" * 20),))
+    acknowledged = state(store)
+    anchor.script = ["request"] * 100
+    small = (put("Big", b"2"),)
+    with pytest.raises(DeviceError):
+        store.commit(small)
+    anchor.script = []
+    medium.faults = {medium.calls: Fault.ERROR}
+    store.close()
+    assert world.anchor.record.leased_until is None
+    found = state(base_again(world, bytes(medium.durable)))
+    assert found == acknowledged | {c.key: c.variable for c in small}
+
+
+@pytest.mark.parametrize("mode", [Mode.NONE, Mode.PER_BOOT, Mode.STRICT])
+@pytest.mark.rule("SS-8", "SS-15")
+def test_a_trace_that_cannot_be_written_costs_a_commit_and_never_the_store(mode) -> None:
+    """Whatever fails behind the barrier, the log does not run ahead of what the store believes."""
+    world = World(mode=mode)
+    store = world.boot()
+    store.commit((put("A", b"1"),))
+    before = state(store)
+    full = [True]
+
+    def trace(event: Event) -> None:
+        if full and event.kind == "store.committed":
+            full.clear()
+            raise OSError(28, "No space left on device")
+
+    store._trace = trace
+    with pytest.raises(OSError, match="No space"):
+        store.commit((put("A", b"22"), put("B", b"333")))
+    assert state(store) == before
+    store.commit((put("C", b"4"),))
+    want = state(store)
+    store.close()
+    assert state(world.boot(world.image)) == want

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from cvars.errors import AnchorError, AnchorFenced, AnchorUnreachable, DeviceError, NotReady
+from cvars.errors import AnchorError, AnchorFenced, AnchorFrozen, AnchorUnreachable, DeviceError, NotReady
 from cvars.store import Mode, Outcome, StoreConfig
 from cvars.store.anchor import AnchorPoint, Receipt
 from tests.store.broken_anchor import Lossy
@@ -166,6 +166,36 @@ def test_a_commit_in_doubt_may_be_present_after_a_crash_and_nothing_else_is_lost
         again = world.boot(world.image)
         assert again.variables[key("A")].data == b"2"
         assert again.boot.outcome is (Outcome.ROLLED_FORWARD if lost == "request" else Outcome.CLEAN)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.rule("T19", "SS-15")
+def test_any_refusal_of_the_anchor_leaves_a_commit_in_doubt_and_an_image_that_mounts(goes_on) -> None:
+    """Not only a broker that is silent: the record is durable, and nothing follows it as if it were not."""
+    world = World(mode=Mode.STRICT)
+    store = world.boot()
+    store.commit((put("A", b"1"),))
+    advance = world.anchor.advance
+
+    def refuse(**_arguments) -> Receipt:
+        raise AnchorFrozen("frozen")
+
+    world.anchor.advance = refuse
+    with pytest.raises(AnchorFrozen):
+        store.commit((put("A", b"22"),))
+    assert store.variables[key("A")].data == b"1"
+    if goes_on:
+        world.anchor.advance = advance
+        store.commit((put("B", b"3"),))
+        assert store.variables[key("A")].data == b"1"
+        want = state(store)
+        store.close()
+        assert state(world.boot(world.image)) == want
+    else:
+        with pytest.raises(AnchorFrozen):
+            store.close()
+        world.anchor.advance = advance
+        assert world.boot(world.image).variables[key("A")].data in (b"1", b"22")
 
 
 @pytest.mark.rule("T19")
