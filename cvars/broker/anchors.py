@@ -6,7 +6,7 @@ Whoever loses the race reads again and decides again, so that no decision rests 
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -60,6 +60,7 @@ _RING_SIZES: Final = (
     .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.version >= sa.bindparam("b_from"))
     .where(HISTORY.c.escrow.is_not(None))
     .order_by(HISTORY.c.version)
+    .limit(sa.literal_column("4")).offset(sa.literal_column("0"))  # as text: constants are not parameters
 )  # fmt: skip
 _APPEND: Final = sa.insert(HISTORY)
 _KEY: Final = sa.insert(VM_KEYS)
@@ -196,9 +197,7 @@ class AnchorStore:
         if change.drop_below is None and size <= RING_BYTES:
             return {"ring_bytes": size}, 0
         base, forget = change.item.start if change.item else record.point, 0
-        for number, length, counter, root, key_version in cursor.run(
-            _RING_SIZES, {"b_vm": record.vm_id, "b_from": record.ring_from}
-        ):
+        for number, length, counter, root, key_version in _oldest(cursor, record):
             if size <= RING_BYTES and (change.drop_below is None or key_version >= change.drop_below):
                 base = AnchorPoint(counter, bytes(root))
                 break
@@ -244,6 +243,14 @@ def verify_history(entries: Sequence[dict[str, Any]]) -> int | None:
         if line["hash"] != previous.hex() or line["version"] != number:
             return number
     return None
+
+
+def _oldest(cursor: Cursor, record: Record) -> Iterator[tuple[Any, ...]]:
+    """The rows of the ring, oldest first: mostly two are looked at, so few are read at a time."""
+    start = record.ring_from
+    while rows := cursor.run(_RING_SIZES, {"b_vm": record.vm_id, "b_from": start}).fetchall():
+        yield from rows
+        start = rows[-1][0] + 1
 
 
 def _entry(vm_id: str, version: int, now: float, kind: str, detail: dict[str, Any]) -> bytes:

@@ -139,6 +139,9 @@ SESSIONS: Final = sa.Table(
 )
 
 
+_KEEP: Final = 8  # of the 32 connections of the pool
+
+
 class Database:
     """Connections of one broker process; not ``pooled`` for one command."""
 
@@ -158,6 +161,8 @@ class Database:
             raise UsageMistake(
                 f"database driver {error.name} is not installed", hint="pip install 'cvars[postgres]'"
             ) from None
+        self._at_hand: list[Any] = []  # for the driver's own paths, without the pool's ceremony
+        self._keep = _KEEP if pooled else 0
         self._plain = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def _sqlite(self) -> Engine:
@@ -191,14 +196,10 @@ class Database:
             yield connection
 
     def one(self, statement: Any, parameters: Mapping[str, Any]) -> tuple[Any, ...] | None:  # noqa: ANN401
-        """The first row of a constant SELECT, on the driver itself; columns in the statement's order."""
-        if self.sqlite:
-            with self._driver() as connection:
-                row = Cursor(connection.cursor(), self.engine.dialect).run(statement, parameters).fetchone()
-        else:
-            with self.statements() as cursor:
-                row = cursor.run(statement, parameters).fetchone()
-        return None if row is None else tuple(row)
+        """The row of a constant SELECT, on the driver itself; columns in the statement's order."""
+        with self.statements() as cursor:
+            rows = cursor.run(statement, parameters).fetchall()  # to its end: no snapshot stays open
+        return tuple(rows[0]) if rows else None
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator["Cursor"]:
@@ -207,7 +208,7 @@ class Database:
         Statements are the same SQLAlchemy constructs as elsewhere, compiled once (`Cursor.run`).
         """
         with self._driver() as connection:
-            cursor = connection.cursor()
+            cursor = connection.driver_connection.cursor()
             try:
                 if self.sqlite:
                     cursor.execute("BEGIN IMMEDIATE")
@@ -220,36 +221,48 @@ class Database:
 
     @contextlib.contextmanager
     def statements(self) -> Iterator["Cursor"]:
-        """Statements that are each a transaction of their own (PostgreSQL)."""
+        """Statements that are each a transaction of their own, as SQLite's are anyway."""
         with self._driver() as connection:
             driver: Any = connection.driver_connection
-            driver.autocommit = True
-            yield Cursor(connection.cursor(), self.engine.dialect)
-            driver.autocommit = False
+            if not self.sqlite:
+                driver.autocommit = True
+            yield Cursor(driver.cursor(), self.engine.dialect)
+            if not self.sqlite:
+                driver.autocommit = False
 
     @contextlib.contextmanager
     def _driver(self) -> Iterator[Any]:
-        """A pooled driver connection; one that failed is thrown away."""
+        """A driver connection, one of those at hand or from the pool; one that failed is thrown away."""
         dbapi: Any = self.engine.dialect.loaded_dbapi
+        connection: Any
         try:
-            connection = self.engine.raw_connection()
-        except (sa.exc.DBAPIError, sa.exc.TimeoutError, dbapi.Error) as error:
-            raise DatabaseDown(f"the database does not answer: {type(error).__name__}") from error
+            connection = self._at_hand.pop()
+        except IndexError:
+            try:
+                connection = self.engine.raw_connection()
+            except (sa.exc.DBAPIError, sa.exc.TimeoutError, dbapi.Error) as error:
+                raise DatabaseDown(f"the database does not answer: {type(error).__name__}") from error
+        keep = False
         try:
             yield connection
+            keep = len(self._at_hand) < self._keep
         except (dbapi.OperationalError, dbapi.InterfaceError) as error:
             connection.invalidate(error)
             raise DatabaseDown(f"the database does not answer: {type(error).__name__}") from error
         except BaseException:
             if not self.sqlite:
-                driver: Any = connection.driver_connection
-                driver.autocommit = False
+                connection.driver_connection.autocommit = False
             raise
         finally:
-            connection.close()
+            if keep:
+                self._at_hand.append(connection)
+            else:
+                connection.close()
 
     def close(self) -> None:
         """Give all connections back."""
+        while self._at_hand:
+            self._at_hand.pop().close()
         self.engine.dispose()
 
 

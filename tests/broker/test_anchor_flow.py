@@ -127,6 +127,11 @@ def test_the_ring_keeps_64_kib_and_never_less_than_the_last(world):
     )
     record, ring = world.broker.anchors.read_consistent("vm-1")
     assert (record.base.counter, ring) == (19, entry())
+    huge = AnchorPoint(21, b"\x15" * 32)
+    anchor.advance(epoch=1, start=restart, to=huge, base=restart, key_version=1, escrow=entry(bytes(67_000)))
+    world.broker.operate("vm-1", lambda r: rules.freeze(r, reason="adds nothing"))
+    record, ring = world.broker.anchors.read_consistent("vm-1")
+    assert (record.base, len(ring)) == (restart, 67_008)
 
 
 def test_provisioning_is_granted_once_an_epoch_and_never_after_the_first_advance(world):
