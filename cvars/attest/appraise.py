@@ -1,7 +1,7 @@
 """`appraise`: are the claims of verified evidence acceptable? No I/O and no clock."""
 
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import replace
 
 from cvars.attest.policy import NO_REFERENCES
 from cvars.attest.requirements import References, SnpRequirements, TdxRequirements
@@ -11,7 +11,6 @@ from cvars.attest.result import (
     Outcome,
     Stage,
     VerifiedEvidence,
-    concluded,
     evaluate,
 )
 from cvars.attest.roots import PRODUCTION
@@ -78,8 +77,7 @@ def appraise(
         checks.append(
             Check(f"{wanted.upper()}-FMT", Outcome.NO, f"the policy wants {wanted} evidence", Stage.POLICY)
         )
-    members = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "made_by"}
-    return concluded(**members | {"checks": (*result.checks, *checks), "appraised": True})
+    return replace(result, checks=(*result.checks, *checks), appraised=True)
 
 
 def _domain(result: AttestationResult, want: SnpRequirements | TdxRequirements, domains: Collection[str]) -> Check:

@@ -91,7 +91,7 @@ def evaluate(rules: Iterable[Rule[Facts]], facts: Facts, *, stop: bool) -> list[
 
 def genuine(checks: Iterable[Check]) -> bool:
     """No rule about authenticity was violated. The rules about it come first, so all of them were evaluated."""
-    return not any(check.stage is Stage.AUTHENTIC and check.outcome is Outcome.NO for check in checks)
+    return not any(check.outcome is Outcome.NO and check.stage is Stage.AUTHENTIC for check in checks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class VerifiedEvidence(AttestationResult):
 
 
 def concluded(**members: Any) -> VerifiedEvidence:  # noqa: ANN401 - the members of AttestationResult
-    """Make a result; for `cvars.attest.snp.rules`, `cvars.attest.tdx.rules` and `cvars.attest.appraise` only."""
+    """Make a result; for `cvars.attest.snp.rules` and `cvars.attest.tdx.rules` only."""
     return VerifiedEvidence(made_by=_MADE_HERE, **members)
 
 

@@ -5,6 +5,7 @@ Depth 16, 4096 members, no duplicate member names, no NaN or Infinity, integers 
 
 import json
 import re
+from collections.abc import Set
 from operator import countOf
 from typing import Any, Final, NoReturn
 
@@ -99,7 +100,7 @@ def _check_surrogates(value: Any) -> None:  # noqa: ANN401
                 raise JsonError("a lone surrogate is not a character") from None
 
 
-def members(value: Any, required: set[str], optional: set[str] | None = None) -> dict[str, Any]:  # noqa: ANN401
+def members(value: Any, required: Set[str], optional: Set[str] = frozenset()) -> dict[str, Any]:  # noqa: ANN401
     """``value`` as an object with exactly these members.
 
     Raises:
@@ -107,9 +108,11 @@ def members(value: Any, required: set[str], optional: set[str] | None = None) ->
     """
     if not isinstance(value, dict):
         raise JsonError("an object belongs here")
+    if value.keys() == required:
+        return value
     if missing := required - value.keys():
         raise JsonError(f"missing: {', '.join(sorted(missing))[:200]}")
-    if unknown := value.keys() - required - (optional or set()):
+    if unknown := value.keys() - required - optional:
         raise JsonError(f"unknown: {', '.join(sorted(unknown))[:200]!r}")
     return value
 

@@ -20,6 +20,7 @@ MAX_INTEGER: Final = (1 << 64) - 1
 MAX_FLOAT: Final = 1e300
 
 _SCALARS: Final = frozenset({int, float, str, bool, type(None)})
+_COMPACT: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _B64URL: Final = re.compile(r"[A-Za-z0-9_-]*")
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})*")
 
@@ -82,7 +83,7 @@ def canonical(value: Mapping[str, Any] | str | int) -> bytes:
 
 def compact(value: Any) -> bytes:  # noqa: ANN401 - anything JSON can say
     """One spelling of ``value`` in JSON, for what only we read and sign: sorted, no spaces. Fast."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _COMPACT.encode(value).encode()
 
 
 def strict_json(raw: bytes, *, max_depth: int = MAX_DEPTH, max_members: int = MAX_MEMBERS) -> Any:  # noqa: ANN401

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from cvars.release.encoding import Malformed, b64url, b64url_decode, canonical
+from cvars.release.encoding import Malformed, b64url, b64url_decode, compact
 
 EC_ALG: Final = "ECDH-ES+A256KW"
 RSA_ALG: Final = "RSA-OAEP-256"
@@ -57,7 +57,7 @@ class TeePublicKey:
     def thumbprint(self) -> str:
         """JWK thumbprint (RFC 7638), hex SHA-256: the ``aud`` of statements, the ``holder`` of leases."""
         names = ("crv", "kty", "x", "y") if self.jwk["kty"] == "EC" else ("e", "kty", "n")
-        return hashlib.sha256(canonical({n: self.jwk[n] for n in names})).hexdigest()
+        return hashlib.sha256(compact({n: self.jwk[n] for n in names})).hexdigest()
 
     def coordinates(self) -> tuple[bytes, bytes]:
         """Affine x and y, big-endian, full width. Raises ``KeyRefused`` for RSA."""

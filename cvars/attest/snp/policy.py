@@ -11,7 +11,7 @@ from cvars.attest.requirements import References, SnpRequirements
 from cvars.attest.result import Refused, Rule, Skipped, Stage
 from cvars.attest.snp.leaf import Leaf
 from cvars.attest.snp.products import Line
-from cvars.attest.snp.report import HOST_VMPL, KEY_KINDS, POLICY_BITS, SnpReport
+from cvars.attest.snp.report import HOST_VMPL, KEY_KINDS, PLATFORM_BITS, POLICY_BITS, SnpReport
 
 _FF: Final = b"\xff" * 32
 
@@ -108,7 +108,7 @@ def _guest_policy(claimed: Claimed) -> str:
 
 def _platform(claimed: Claimed) -> str:
     want, report = claimed.want.platform, claimed.report
-    for name in type(want).model_fields:
+    for name in PLATFORM_BITS:
         wanted = getattr(want, name)
         if wanted != "any" and report.platform_bit(name) != wanted:
             raise Refused(
@@ -163,10 +163,11 @@ def _min_tcb(claimed: Claimed) -> str:
     if floor is None:
         raise Refused(f"the policy has no TCB floor for {claimed.line}")
     tcbs = claimed.report.tcbs(claimed.line)
+    lowest = floor.tcb
     for name in ("reported", "committed", "launch"):
-        if not tcbs[name].at_least(floor.tcb):
-            raise Refused(f"{name.upper()}_TCB {tcbs[name]} is below the floor {floor.tcb} of {claimed.line}")
-    return f"at least {floor.tcb}"
+        if not tcbs[name].at_least(lowest):
+            raise Refused(f"{name.upper()}_TCB {tcbs[name]} is below the floor {lowest} of {claimed.line}")
+    return f"at least {lowest}"
 
 
 def _mitigations(claimed: Claimed) -> str:
