@@ -62,29 +62,32 @@ class FileLibrary:
     def __init__(self, folder: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> None:
         self._folder = folder
         self._read = read
+        self._crls = {
+            (line, name): folder / "snp" / line / f"{name}.crl" for line in LINES for name in ("vcek", "vlek")
+        }
 
     def snp_leaf(self, line: Line, hwid: bytes, tcb: Tcb) -> bytes | None:
         """The VCEK certificate at `leaf_path`."""
-        return self._file(leaf_path(line, hwid, tcb))
+        return self._file(self._folder / leaf_path(line, hwid, tcb))
 
     def snp_crl(self, line: Line, kind: int) -> bytes | None:
-        """``vcek.crl`` or ``vlek.crl`` of the line."""
-        return self._file(f"snp/{line}/{'vcek' if kind == VCEK else 'vlek'}.crl")
+        """``vcek.crl`` or ``vlek.crl`` of the line, read each time."""
+        return self._file(self._crls[line, "vcek" if kind == VCEK else "vlek"])
 
     def tdx_collateral(self, fmspc: bytes, ca: str) -> bytes | None:
         """``tdx/<fmspc>-<ca>.json``."""
         if ca not in ("processor", "platform"):
             return None
-        return self._file(f"tdx/{fmspc.hex()}-{ca}.json")
+        return self._file(self._folder / f"tdx/{fmspc.hex()}-{ca}.json")
 
     def authorities(self) -> list[bytes]:
         """The ARK, ASK and ASVK files that are there, for `TrustRoots.with_certificates`."""
         names = (f"snp/{line}/{name}.der" for line in LINES for name in ("ark", "ask", "asvk"))
-        return [data for name in names if (data := self._file(name)) is not None]
+        return [data for name in names if (data := self._file(self._folder / name)) is not None]
 
-    def _file(self, name: str) -> bytes | None:
+    def _file(self, path: Path) -> bytes | None:
         try:
-            data = self._read(self._folder / name)
+            data = self._read(path)
         except OSError:
             return None
         return data if len(data) <= _MAX_FILE else None

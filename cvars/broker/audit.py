@@ -19,6 +19,7 @@ from cvars.errors import BadInput, OutsideFailure
 MAX_TEXT: Final = 256
 RECENT: Final = 500
 START: Final = "0" * 64
+_JSON: Final = json.JSONEncoder(separators=(",", ":"))  # ASCII
 
 
 class AuditLog:
@@ -64,7 +65,7 @@ class AuditLog:
                 "at": datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds"),
                 "prev": self._head,
             } | {k: bounded(v) for k, v in members.items() if v is not None}
-            text = json.dumps(entry, ensure_ascii=True, separators=(",", ":"))
+            text = _JSON.encode(entry)
             digest = hashlib.sha256(text.encode()).hexdigest()
             entry["hash"] = digest
             if self._out is not None:
@@ -105,7 +106,7 @@ def verify(lines: Iterable[str]) -> tuple[int, str | None]:
             digest = entry.pop("hash")
         except (ValueError, KeyError, AttributeError, TypeError):
             return number, "not an audit line"
-        text = json.dumps(entry, ensure_ascii=True, separators=(",", ":"))
+        text = _JSON.encode(entry)
         if entry.get("prev") != head or entry.get("n") != number + 1:
             return number, "a line is missing before it"
         if hashlib.sha256(text.encode()).hexdigest() != digest:

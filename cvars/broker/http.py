@@ -30,6 +30,7 @@ from cvars.release.encoding import Malformed, strict_json
 MAX_BODY: Final = 512 * 1024
 MAX_HEADERS: Final = 32 * 1024
 _KEYLESS: Final = (WrongMasterKey, MasterKeyDown)
+_JSON: Final = json.JSONEncoder(separators=(",", ":"))
 _Model = TypeVar("_Model", bound=BaseModel)
 _T = TypeVar("_T")
 log = structlog.get_logger("cvars.broker")
@@ -106,9 +107,7 @@ def call_of(request: Request, action: str) -> Call:
 
 def json_response(document: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401
     """A JSON answer."""
-    return Response(
-        json.dumps(document, separators=(",", ":")), status, headers=headers, media_type="application/json"
-    )
+    return Response(_JSON.encode(document), status, headers=headers, media_type="application/json")
 
 
 def answer_exceptions(app: FastAPI) -> None:

@@ -14,7 +14,7 @@ from jwcrypto import jwe as oracle_jwe
 from jwcrypto import jwk as oracle_jwk
 
 from cvars.release import channel, initdata, jwe, reportdata, statements, teekey
-from cvars.release.encoding import Malformed, b64url, b64url_decode, canonical, strict_json
+from cvars.release.encoding import Malformed, b64url, b64url_decode, canonical, compact, strict_json
 
 NONCE = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
@@ -195,6 +195,13 @@ def test_K36_strict_json_refuses_what_clients_never_send():
         with pytest.raises(Malformed):
             strict_json(bad)
     assert strict_json(b'{"a":"[[[[[[[[[[[[[[[[[[[[[[[[","b":18446744073709551615}')["b"] == 2**64 - 1
+
+
+@given(
+    st.dictionaries(st.text(st.characters(max_codepoint=127)), st.text(st.characters(exclude_categories=["Cs"])))
+)
+def test_compact_json_of_texts_under_ascii_names_is_canonical(value):
+    assert compact(value) == canonical(value)
 
 
 @given(st.binary(max_size=300))
