@@ -6,11 +6,13 @@ as in a server; what the clients compute is not timed. The floor is the server's
 and nothing else, on the bytes of a real one: every signature, key, cipher, digest and random value that it cannot
 do without, with certificates already taken apart and long-lived keys already loaded.
 Advance: wall time, because a disk decides; the floor is what has to become durable, one row compared and swapped
-and one row with the escrow inserted, in one bare transaction on the same engine and file system. PostgreSQL is
-measured when `scripts/with-postgres.sh` runs the benchmarks.
+and one row with the escrow inserted, in one bare transaction on the same engine and file system. In front of both
+the request for an advance is read, untimed, as a broker does. PostgreSQL is measured when
+`scripts/with-postgres.sh` runs the benchmarks.
 """
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import json
@@ -38,6 +40,8 @@ from cvars.broker import record as rules
 from cvars.broker.app import create_app, open_broker
 from cvars.broker.config import AttestationTable, BrokerConfig, SimulationTable
 from cvars.broker.database import Database
+from cvars.broker.http import parse_model
+from cvars.broker.messages import AdvanceRequest
 from cvars.broker.migrate import migrate
 from cvars.broker.record import Record
 from cvars.broker.service import Broker
@@ -268,28 +272,44 @@ def advance_figure(name: str, url: str, folder: Path) -> Figure:
         cursor.execute(insert, (version, escrow))
         raw.commit() if not database.sqlite else cursor.execute("COMMIT")
 
-    def subject() -> None:
-        nonlocal record
-        record = _advance(broker, record, escrow)
-
-    figure = against_floor(name, subject, floor, max_ratio=1.5, rounds=300)
+    advances = _Advances(broker, record, escrow)
+    figure = against_floor(name, advances, floor, max_ratio=1.5, rounds=300, before=advances.prepare)
     raw.close()
     database.close()
     broker.db.close()
     return figure
 
 
-def _advance(broker: Broker, record: Record, escrow: bytes) -> Record:
-    to = AnchorPoint(record.point.counter + 1, os.urandom(32))
-    base = AnchorPoint(0, bytes(31) + b"\1") if record.state == "new" else record.point
+class _Advances:
+    """One `advance` a call. ``prepare`` reads its request, as the broker does right before."""
 
-    def change(now: Record) -> rules.Change:
+    def __init__(self, broker: Broker, record: Record, escrow: bytes) -> None:
+        self.broker, self.record, self.escrow = broker, record, escrow
+        self.prepare()
+
+    def prepare(self) -> None:
+        point = self.record.point
+        base = AnchorPoint(0, bytes(31) + b"\1") if self.record.state == "new" else point
+        to = AnchorPoint(point.counter + 1, os.urandom(32))
+        named = {
+            name: {"counter": p.counter, "root": p.root.hex()}
+            for name, p in (("from", point), ("to", to), ("base", base))
+        }
+        body = {"epoch": 1, **named, "key_version": 1, "escrow": base64.b64encode(self.escrow).decode()}
+        self.request = parse_model(json.dumps(body).encode(), AdvanceRequest, status=400)
+
+    def __call__(self) -> None:
+        self.record = self.broker.operate("vm-1", self.change)
+
+    def change(self, now: Record) -> rules.Change:
+        start, to, base = (
+            AnchorPoint(p.counter, bytes.fromhex(p.root))
+            for p in (self.request.start, self.request.to, self.request.base)
+        )
         return rules.advance(
-            now, epoch=1, holder="h", start=record.point, to=to, base=base, key_version=1, escrow=escrow,
-            now=time.time(),
+            now, epoch=self.request.epoch, holder="h", start=start, to=to, base=base,
+            key_version=self.request.key_version, escrow=self.escrow, now=time.time(),
         )  # fmt: skip
-
-    return broker.operate("vm-1", change)
 
 
 class _Nobody:

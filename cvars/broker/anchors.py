@@ -6,14 +6,13 @@ Whoever loses the race reads again and decides again, so that no decision rests 
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from cvars.broker.database import HISTORY, VM_KEYS, VMS, Cursor, Database
-from cvars.broker.record import RING_BYTES, Change, Lease, Record, Refused
+from cvars.broker.record import RING_BYTES, RING_SLACK, Change, Lease, Record, Refused
 from cvars.broker.secrets import Keyring
 from cvars.release.encoding import compact
 from cvars.store.anchor import AnchorPoint
@@ -33,13 +32,16 @@ def _update(names: tuple[str, ...]) -> sa.Update:
 
 
 @functools.cache
-def _joined(names: tuple[str, ...]) -> sa.Insert:
-    """The conditional UPDATE; if it hit, the line of history, and the ring's oldest gone: one statement."""
+def _joined(names: tuple[str, ...], *, forgets: bool) -> sa.Insert:
+    """The conditional UPDATE; if it hit, the line of history, and what left the ring gone: one statement."""
     moved = _update(names).returning(VMS.c.vm_id).cte("moved")
-    gone = _FORGET.where(HISTORY.c.vm_id.in_(sa.select(moved.c.vm_id))).returning(HISTORY.c.version).cte("gone")
     values = [sa.bindparam(f"h_{c.name}", type_=c.type).label(c.name) for c in HISTORY.c]
     line = sa.select(*values).select_from(moved)
-    return sa.insert(HISTORY).from_select([c.name for c in HISTORY.c], line).add_cte(gone)
+    insert = sa.insert(HISTORY).from_select([c.name for c in HISTORY.c], line)
+    if not forgets:
+        return insert
+    gone = _FORGET.where(HISTORY.c.vm_id.in_(sa.select(moved.c.vm_id))).returning(HISTORY.c.version).cte("gone")
+    return insert.add_cte(gone)
 
 
 _RENEW: Final = (
@@ -91,30 +93,30 @@ class AnchorStore:
     def get(self, vm_id: str) -> Record | None:
         """The record as it is now."""
         row = self._db.one(_SELECT, {"b_vm": vm_id})
-        return None if row is None else _record(dict(zip(_NAMES, row, strict=True)))
+        return None if row is None else _record(row)
 
     def all(self) -> list[Record]:
         """Every record, by name."""
         with self._db.read() as connection:
-            return [_record(dict(r)) for r in connection.execute(sa.select(VMS).order_by(VMS.c.vm_id)).mappings()]
+            return [_record(row) for row in connection.execute(sa.select(VMS).order_by(VMS.c.vm_id))]
 
     def read_consistent(self, vm_id: str) -> tuple[Record, bytes]:
         """Record and ring of one instant."""
         with self._db.write() as connection:
-            row = connection.execute(_SELECT, {"b_vm": vm_id}).mappings().one()
+            record = _record(connection.execute(_SELECT, {"b_vm": vm_id}).one())
             ring = b"".join(
-                bytes(r.escrow) for r in connection.execute(_RING, {"b_vm": vm_id, "b_from": row["ring_from"]})
+                bytes(r.escrow) for r in connection.execute(_RING, {"b_vm": vm_id, "b_from": record.ring_from})
             )
-        return _record(dict(row)), ring
+        return record, ring
 
     def enrol(self, record: Record, *, now: float, reason: str) -> Record:
         """Create the record and its VM master. Raises ``Exists``."""
         entry = _entry(record.vm_id, 1, now, "enrol", {"reason": reason, "identity": record.identity})
         digest = _link(bytes(32), entry)
-        after = replace(record, version=1, history=digest)
+        after = record._replace(version=1, history=digest)
         try:
             with self._db.write() as connection:
-                connection.execute(sa.insert(VMS), {"vm_id": record.vm_id} | _row(after))
+                connection.execute(sa.insert(VMS), dict(zip(_NAMES, _row(after), strict=True)))
                 connection.execute(_KEY, self._fresh_key(record.vm_id, record.key_version))
                 connection.execute(sa.insert(HISTORY), _history(after, entry, digest))
         except sa.exc.IntegrityError:
@@ -137,53 +139,51 @@ class AnchorStore:
         """
         if not self._db.sqlite:
             with self._db.statements() as cursor:
-                row, change = self._decided(cursor, vm_id, decide)
+                found, change = self._decided(cursor, vm_id, decide)
                 if not change.destroy and change.create is None:
-                    return self._write(cursor, row, change, now, joined=True)
+                    return self._write(cursor, found, change, now, joined=True)
         with self._db.transaction() as cursor:
-            row, change = self._decided(cursor, vm_id, decide)
-            return self._write(cursor, row, change, now, joined=False)
+            found, change = self._decided(cursor, vm_id, decide)
+            return self._write(cursor, found, change, now, joined=False)
 
     @staticmethod
-    def _decided(
-        cursor: Cursor, vm_id: str, decide: Callable[[Record], Change]
-    ) -> tuple[Mapping[str, Any], Change]:
-        found = cursor.run(_SELECT, {"b_vm": vm_id}).fetchone()
-        if found is None:
+    def _decided(cursor: Cursor, vm_id: str, decide: Callable[[Record], Change]) -> tuple[Record, Change]:
+        row = cursor.run(_SELECT, {"b_vm": vm_id}).fetchone()
+        if row is None:
             raise Refused(404, "anchor.unknown", "ANCHOR-UNKNOWN", "no record of that name")
-        row = dict(zip(_NAMES, found, strict=True))
-        return row, decide(_record(row))
+        found = _record(row)
+        return found, decide(found)
 
-    def _write(
-        self, cursor: Cursor, row: Mapping[str, Any], change: Change, now: float, *, joined: bool
-    ) -> Record | None:
+    def _write(self, cursor: Cursor, found: Record, change: Change, now: float, *, joined: bool) -> Record | None:
         if change.same:
             return change.record
-        where = {"b_vm": row["vm_id"], "b_version": row["version"]}
+        where = {"b_vm": found.vm_id, "b_version": found.version}
         if change.renewal:  # a longer lease is no transition of the record: no version, no history
             assert change.record.lease is not None
             done = cursor.run(_RENEW, where | {"b_expires": change.record.lease.expires})
             return change.record if done.rowcount == 1 else None
         version = change.record.version + 1
-        entry = _entry(row["vm_id"], version, now, change.kind, change.detail)
+        entry = _entry(found.vm_id, version, now, change.kind, change.detail)
         digest = _link(change.record.history, entry)
         ring, forget = self._ring(cursor, change, version)
-        after = replace(change.record, version=version, history=digest, **ring)
-        changed = {name: value for name, value in _row(after).items() if value != row[name]}
-        names, line = tuple(sorted(changed)), _history(after, entry, digest, change)
-        gone = {"b_from": row["ring_from"], "b_upto": forget}
+        after = change.record._replace(version=version, history=digest, **ring)
+        columns = zip(_NAMES, _row(after), _row(found), strict=True)
+        changed = {name: value for name, value, before in columns if value != before}
+        names, line = tuple(changed), _history(after, entry, digest, change)
+        gone = {"b_from": found.ring_from, "b_upto": forget}
         if joined:
-            both = where | changed | {f"h_{name}": value for name, value in line.items()} | gone
-            return after if cursor.run(_joined(names), both).rowcount == 1 else None
+            both = where | changed | {f"h_{name}": value for name, value in line.items()}
+            statement = _joined(names, forgets=forget > 0)
+            return after if cursor.run(statement, both | gone if forget else both).rowcount == 1 else None
         if cursor.run(_update(names), where | changed).rowcount != 1:
             return None
         cursor.run(_APPEND, line)
         if forget:
             cursor.run(_FORGET, where | gone)
         for key_version in change.destroy:
-            cursor.run(_DESTROY, {"b_vm": row["vm_id"], "b_key": key_version})
+            cursor.run(_DESTROY, {"b_vm": found.vm_id, "b_key": key_version})
         if change.create is not None:
-            cursor.run(_KEY, self._fresh_key(row["vm_id"], change.create))
+            cursor.run(_KEY, self._fresh_key(found.vm_id, change.create))
         return after
 
     def _ring(self, cursor: Cursor, change: Change, version: int) -> tuple[dict[str, Any], int]:
@@ -194,7 +194,7 @@ class AnchorStore:
         if change.item is None and change.drop_below is None:
             return {}, 0
         size = record.ring_bytes + added
-        if change.drop_below is None and size <= RING_BYTES:
+        if change.drop_below is None and size <= RING_BYTES + RING_SLACK:
             return {"ring_bytes": size}, 0
         base, forget = change.item.start if change.item else record.point, 0
         for number, length, counter, root, key_version in _oldest(cursor, record):
@@ -276,65 +276,99 @@ def _history(after: Record, entry: bytes, digest: bytes, change: Change | None =
     }
 
 
-def _row(record: Record) -> dict[str, Any]:
-    lease = record.lease
-    return {
-        "store_id": record.store_id,
-        "policy": record.policy,
-        "mode": record.mode,
-        "state": record.state,
-        "thawed": record.thawed,
-        "epoch": record.epoch,
-        "counter": record.point.counter,
-        "root": record.point.root,
-        "from_counter": record.previous.counter,
-        "from_root": record.previous.root,
-        "advance_epoch": record.advance_epoch,
-        "base_counter": record.base.counter,
-        "base_root": record.base.root,
-        "ring_bytes": record.ring_bytes,
-        "ring_from": record.ring_from,
-        "key_version": record.key_version,
-        "key_old": record.key_old,
-        "key_written_epoch": record.key_written_epoch,
-        "floor_format": record.floor_format,
-        "floor_suites": ",".join(map(str, record.floor_suites)),
-        "version": record.version,
-        "lease_holder": lease.holder if lease else None,
-        "lease_instance": lease.instance if lease else None,
-        "lease_expires": lease.expires if lease else None,
-        "acquires": record.acquires,
-        "provision_epoch": record.provision_epoch,
-        "identity": record.identity,
-        "history": record.history,
-    }
+def _row(record: Record) -> tuple[Any, ...]:
+    """The columns of `VMS`, in their order."""
+    point, previous, base = record.point, record.previous, record.base
+    holder, instance, expires = record.lease or (None, None, None)
+    return (
+        record.vm_id,
+        record.store_id,
+        record.policy,
+        record.mode,
+        record.state,
+        record.thawed,
+        record.epoch,
+        point.counter,
+        point.root,
+        previous.counter,
+        previous.root,
+        record.advance_epoch,
+        base.counter,
+        base.root,
+        record.ring_bytes,
+        record.ring_from,
+        record.key_version,
+        record.key_old,
+        record.key_written_epoch,
+        record.floor_format,
+        ",".join(map(str, record.floor_suites)),
+        record.version,
+        holder,
+        instance,
+        expires,
+        record.acquires,
+        record.provision_epoch,
+        record.identity,
+        record.history,
+    )
 
 
-def _record(row: Mapping[str, Any]) -> Record:
-    holder = row["lease_holder"]
+def _record(row: Sequence[Any]) -> Record:
+    """The columns of `VMS`, in their order, as a record."""
+    (
+        vm_id,
+        store_id,
+        policy,
+        mode,
+        state,
+        thawed,
+        epoch,
+        counter,
+        root,
+        from_counter,
+        from_root,
+        advance_epoch,
+        base_counter,
+        base_root,
+        ring_bytes,
+        ring_from,
+        key_version,
+        key_old,
+        key_written_epoch,
+        floor_format,
+        floor_suites,
+        version,
+        holder,
+        instance,
+        expires,
+        acquires,
+        provision_epoch,
+        identity,
+        history,
+    ) = row
     return Record(
-        vm_id=row["vm_id"],
-        store_id=bytes(row["store_id"]),
-        policy=row["policy"],
-        mode=row["mode"],
-        state=row["state"],
-        thawed=row["thawed"],
-        epoch=row["epoch"],
-        point=AnchorPoint(row["counter"], bytes(row["root"])),
-        previous=AnchorPoint(row["from_counter"], bytes(row["from_root"])),
-        advance_epoch=row["advance_epoch"],
-        base=AnchorPoint(row["base_counter"], bytes(row["base_root"])),
-        ring_bytes=row["ring_bytes"],
-        ring_from=row["ring_from"],
-        key_version=row["key_version"],
-        key_old=row["key_old"],
-        key_written_epoch=row["key_written_epoch"],
-        floor_format=row["floor_format"],
-        floor_suites=tuple(int(s) for s in row["floor_suites"].split(",")),
-        version=row["version"],
-        lease=Lease(holder, row["lease_instance"], row["lease_expires"]) if holder else None,
-        acquires=row["acquires"],
-        provision_epoch=row["provision_epoch"],
-        identity=row["identity"],
-        history=bytes(row["history"]),
+        vm_id,
+        bytes(store_id),
+        policy,
+        mode,
+        state,
+        thawed,
+        epoch,
+        AnchorPoint(counter, bytes(root)),
+        AnchorPoint(from_counter, bytes(from_root)),
+        advance_epoch,
+        AnchorPoint(base_counter, bytes(base_root)),
+        ring_bytes,
+        ring_from,
+        key_version,
+        key_old,
+        key_written_epoch,
+        floor_format,
+        tuple(map(int, floor_suites.split(","))),
+        version,
+        Lease(holder, instance, expires) if holder else None,
+        acquires,
+        provision_epoch,
+        identity,
+        bytes(history),
     )

@@ -4,13 +4,14 @@ A function decides on the record as it was read; `anchors.AnchorStore` makes the
 conditional UPDATE on the record's version, or reads again and decides again. Time is the broker's.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cvars.store.anchor import ORIGIN, AnchorPoint
 
 LEASE_S: Final = 30.0
 RING_BYTES: Final = 64 * 1024
+#: by how much the ring may exceed that before its oldest items leave it, several at once
+RING_SLACK: Final = RING_BYTES // 8
 #: the largest record of the largest geometry (66 frames of 4 KiB) with its length word, bytes
 MAX_ESCROW: Final = 66 * 4096 + 4
 U64: Final = (1 << 63) - 1  # counters fit the database's signed 64 bits
@@ -27,8 +28,7 @@ class Refused(Exception):
         self.detail = detail or rule
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """Who may move the record: ``holder``, thumbprint of the attested key; ``instance``, SNP report_id or None."""
 
     holder: str
@@ -36,9 +36,8 @@ class Lease:
     expires: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One VM's anchor record (key-release 5.1)."""
+class Record(NamedTuple):
+    """One VM's anchor record (key-release 5.1). A tuple, since each call makes several."""
 
     vm_id: str
     store_id: bytes
@@ -66,8 +65,7 @@ class Record:
     history: bytes = bytes(32)
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One entry of the escrow ring: sealed bytes that lead on from ``start``."""
 
     start: AnchorPoint
@@ -75,8 +73,7 @@ class Item:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a call does. ``record.version`` is still the one that was read; the store adds one.
 
     ``item``: goes into the ring, after it was emptied if ``restart``. ``drop_below``: items of older key versions
@@ -129,14 +126,13 @@ def acquire(
         current = record.lease
         if current is None or instance is None or current.instance != instance or record.epoch != resume:
             raise Refused(412, "anchor.fenced", "ANCHOR-EPOCH", "not the session that may be continued")
-        return Change(replace(record, lease=lease), "resume", {"epoch": resume, "holder": holder})
+        return Change(record._replace(lease=lease), "resume", {"epoch": resume, "holder": holder})
     mine = record.lease is not None and record.lease.holder == holder  # its own answer was lost: it fences itself
     if live(record, now) and not mine and not takeover and not ignore_lease:
         raise Refused(409, "anchor.leased", "ANCHOR-LEASE", "another live instance holds the lease")
     if max_epoch_gap and record.acquires >= max_epoch_gap:
         raise Refused(403, "release.refused", "POL-EPOCHGAP", "too many acquisitions since the last advance")
-    after = replace(
-        record,
+    after = record._replace(
         epoch=record.epoch + 1,
         lease=lease,
         acquires=record.acquires + 1,
@@ -170,10 +166,10 @@ def advance(
     now: float,
 ) -> Change:
     """Move the committed point; renews the lease; idempotent within the epoch."""
-    lease = replace(_held(record, epoch=epoch, holder=holder), expires=now + LEASE_S)
+    lease = _held(record, epoch=epoch, holder=holder)._replace(expires=now + LEASE_S)
     detail = {"epoch": epoch, "to": {"counter": to.counter, "root": to.root.hex()}}
     if record.point == to and record.previous == start and record.advance_epoch == epoch:
-        return Change(replace(record, lease=lease), "advance", detail, renewal=True)
+        return Change(record._replace(lease=lease), "advance", detail, renewal=True)
     if record.point != start:
         raise Refused(412, "anchor.fenced", "ANCHOR-PREDECESSOR", "not the point the broker knows")
     if record.state == "new" and record.provision_epoch != epoch:
@@ -185,8 +181,7 @@ def advance(
     if len(escrow) > MAX_ESCROW or not framed(escrow) or (not escrow and base != to):
         raise Refused(412, "anchor.refused", "ANCHOR-ESCROW", "escrow is not whole sealed entries")
     restart = base != start
-    after = replace(
-        record,
+    after = record._replace(
         state="active",
         point=to,
         previous=start,
@@ -199,10 +194,10 @@ def advance(
     drop = None
     if record.key_old is not None and key_version == record.key_version:
         if record.key_written_epoch is None:
-            after = replace(after, key_written_epoch=epoch)
+            after = after._replace(key_written_epoch=epoch)
         elif epoch > record.key_written_epoch:
             destroy, drop = (record.key_old,), record.key_version
-            after = replace(after, key_old=None, key_written_epoch=None)
+            after = after._replace(key_old=None, key_written_epoch=None)
     return Change(
         after,
         "advance",
@@ -228,8 +223,8 @@ def framed(escrow: bytes) -> bool:
 
 def renew(record: Record, *, epoch: int, holder: str, now: float) -> Change:
     """Renew the lease."""
-    lease = replace(_held(record, epoch=epoch, holder=holder), expires=now + LEASE_S)
-    return Change(replace(record, lease=lease), "renew", {"epoch": epoch}, renewal=True)
+    lease = _held(record, epoch=epoch, holder=holder)._replace(expires=now + LEASE_S)
+    return Change(record._replace(lease=lease), "renew", {"epoch": epoch}, renewal=True)
 
 
 def seal(record: Record, *, epoch: int, holder: str, point: AnchorPoint) -> Change:
@@ -240,7 +235,7 @@ def seal(record: Record, *, epoch: int, holder: str, point: AnchorPoint) -> Chan
     if record.point != point:
         raise Refused(412, "anchor.fenced", "ANCHOR-POINT", "not the anchored point")
     state = "released" if record.state == "active" else record.state
-    return Change(replace(record, lease=None, state=state), "seal", {"epoch": epoch})
+    return Change(record._replace(lease=None, state=state), "seal", {"epoch": epoch})
 
 
 def provision(record: Record, *, epoch: int, holder: str) -> Change:
@@ -250,7 +245,7 @@ def provision(record: Record, *, epoch: int, holder: str) -> Change:
         raise Refused(403, "release.refused", "PROVISION-STATE", "a store exists already")
     if record.provision_epoch >= epoch:
         raise Refused(403, "release.refused", "PROVISION-USED", "granted once already in this epoch")
-    return Change(replace(record, provision_epoch=epoch), "provision", {"epoch": epoch})
+    return Change(record._replace(provision_epoch=epoch), "provision", {"epoch": epoch})
 
 
 # --- the operator's calls ---------------------------------------------------------------------------
@@ -258,8 +253,7 @@ def provision(record: Record, *, epoch: int, holder: str) -> Change:
 
 def reset(record: Record, *, point: AnchorPoint | None, store_id: bytes, reason: str) -> Change:
     """Another anchored point by authority, or ``None``: new, with a new store id so that no old image fits."""
-    after = replace(
-        record,
+    after = record._replace(
         epoch=record.epoch + 1,
         point=point or ORIGIN,
         previous=ORIGIN,
@@ -281,21 +275,21 @@ def reset(record: Record, *, point: AnchorPoint | None, store_id: bytes, reason:
     # a new store gets a new key: an old image must not open (SS-19, T17)
     fresh = record.key_version + 1
     old = tuple(v for v in (record.key_version, record.key_old) if v is not None)
-    after = replace(after, key_version=fresh, key_old=None, key_written_epoch=None)
+    after = after._replace(key_version=fresh, key_old=None, key_written_epoch=None)
     return Change(after, "reset", {"reason": reason, "new": True}, restart=True, destroy=old, create=fresh)
 
 
 def freeze(record: Record, *, reason: str) -> Change:
     """Incident response: acquire 423, the present lease is fenced at its next call."""
     _open(record)
-    return Change(replace(record, state="frozen", thawed=record.state), "freeze", {"reason": reason})
+    return Change(record._replace(state="frozen", thawed=record.state), "freeze", {"reason": reason})
 
 
 def thaw(record: Record, *, reason: str) -> Change:
     """End a freeze. The session before it stays fenced."""
     if record.state != "frozen":
         raise Refused(409, "anchor.state", "ANCHOR-STATE", "not frozen")
-    after = replace(record, state=record.thawed or "released", thawed=None, lease=None, epoch=record.epoch + 1)
+    after = record._replace(state=record.thawed or "released", thawed=None, lease=None, epoch=record.epoch + 1)
     return Change(after, "thaw", {"reason": reason})
 
 
@@ -304,7 +298,7 @@ def retire(record: Record, *, reason: str) -> Change:
     if record.state == "retired":
         raise Refused(409, "anchor.retired", "ANCHOR-RETIRED")
     old = tuple(v for v in (record.key_version, record.key_old) if v is not None)
-    after = replace(record, state="retired", lease=None, thawed=None)
+    after = record._replace(state="retired", lease=None, thawed=None)
     return Change(after, "retire", {"reason": reason}, restart=True, destroy=old)
 
 
@@ -316,7 +310,7 @@ def rotate(record: Record, *, reason: str) -> Change:
     if record.state == "new":
         raise Refused(409, "anchor.state", "ANCHOR-STATE", "there is no store to rotate")
     fresh = record.key_version + 1
-    after = replace(record, key_version=fresh, key_old=record.key_version, key_written_epoch=None)
+    after = record._replace(key_version=fresh, key_old=record.key_version, key_written_epoch=None)
     return Change(after, "rotate", {"reason": reason, "key_version": fresh}, create=fresh)
 
 
@@ -325,6 +319,6 @@ def finalise(record: Record, *, reason: str) -> Change:
     _open(record)
     if record.key_old is None or record.key_written_epoch is None:
         raise Refused(409, "anchor.state", "ANCHOR-STATE", "no advance under the new key version yet")
-    after = replace(record, key_old=None, key_written_epoch=None)
+    after = record._replace(key_old=None, key_written_epoch=None)
     detail = {"reason": reason, "key_version": record.key_version}
     return Change(after, "finalise", detail, drop_below=record.key_version, destroy=(record.key_old,))
