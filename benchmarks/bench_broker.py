@@ -46,11 +46,12 @@ from cvars.broker.migrate import migrate
 from cvars.broker.record import Record
 from cvars.broker.service import Broker
 from cvars.broker.setup import init
-from cvars.release import jwe, reportdata, teekey
+from cvars.release import channel, jwe, reportdata, teekey
 from cvars.store.anchor import AnchorPoint
 
 _SPKI = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 BOOTING = 8  # guests that boot together
+PATH = "/cvars/v1/anchor/vm-1/advance"
 CHALLENGE = b'{"version":"0.4.0","tee":"snp","extra-params":""}'
 MEASUREMENT = b"\1" * 48
 POLICY = f"""
@@ -281,13 +282,15 @@ def advance_figure(name: str, url: str, folder: Path) -> Figure:
 
 
 class _Advances:
-    """One `advance` a call. ``prepare`` reads its request, as the broker does right before."""
+    """One `advance` a call. ``prepare`` reads its request and checks its MAC, as the broker does right before."""
 
     def __init__(self, broker: Broker, record: Record, escrow: bytes) -> None:
         self.broker, self.record, self.escrow = broker, record, escrow
+        self.key, self.sequence = os.urandom(32), 1
         self.prepare()
 
     def prepare(self) -> None:
+        self.sequence += 1
         point = self.record.point
         base = AnchorPoint(0, bytes(31) + b"\1") if self.record.state == "new" else point
         to = AnchorPoint(point.counter + 1, os.urandom(32))
@@ -296,7 +299,10 @@ class _Advances:
             for name, p in (("from", point), ("to", to), ("base", base))
         }
         body = {"epoch": 1, **named, "key_version": 1, "escrow": base64.b64encode(self.escrow).decode()}
-        self.request = parse_model(json.dumps(body).encode(), AdvanceRequest, status=400)
+        raw = json.dumps(body).encode()
+        given = channel.headers(self.key, "POST", PATH, self.sequence, raw)
+        assert channel.sequence_of(given, self.key, "POST", PATH, raw) == self.sequence
+        self.request = parse_model(raw, AdvanceRequest, status=400)
 
     def __call__(self) -> None:
         self.record = self.broker.operate("vm-1", self.change)

@@ -22,6 +22,7 @@ from cvars.store import operations, record
 from cvars.store.anchor import AnchorPoint
 from cvars.store.config import Boot, StoreConfig
 from cvars.store.freshness import Freshness
+from cvars.store.geometry import RECORD_OVERHEAD
 from cvars.store.log import Broken, Log
 from cvars.store.selection import Mode
 from cvars.trace import StoreCommitted, StoreReadOnly, Trace
@@ -66,6 +67,7 @@ class Store:
         self._lock = threading.RLock()
         self._by_name: dict[Key, bool] = {}
         self._geometry = log.history.geometry
+        self._smallest = self._geometry.frame - RECORD_OVERHEAD
         #: live bytes that fit (SS-23)
         self.capacity = self._geometry.capacity
         self._variables = log.history.variables
@@ -134,7 +136,8 @@ class Store:
             self._require_writable()
             live, security_live, security = self._measure(journal)
             body = operations.encode_all(journal)
-            class_index = self._geometry.class_for(len(body))
+            # most commits are of the smallest class
+            class_index = 0 if len(body) <= self._smallest else self._geometry.class_for(len(body))
             if class_index is None or len(journal) > 0xFFFF:
                 raise StoreFull(f"a commit of {len(body)} bytes is larger than the largest record")
             freshness = self._freshness
