@@ -286,6 +286,13 @@ MUTANTS = (
     gone("capacity", "engine", "live > self.capacity and live > self._live:", "capacity"),
     gone("reserved room", "engine", "others > room:", "capacity"),
     change(
+        "records of the smallest class",
+        "engine",
+        "self._smallest = self._geometry.frame - RECORD_OVERHEAD",
+        "self._smallest = self._geometry.frame",
+        "life",
+    ),
+    change(
         "largest record",
         "engine",
         "if class_index is None or len(journal) > 0xFFFF:",

@@ -1,9 +1,13 @@
 """A store's ordinary life: create, commit, compact, close, mount again."""
 
+from itertools import pairwise
+
 import pytest
 
 from cvars.errors import StoreNotProvisioned
 from cvars.store import Mode, Outcome
+from cvars.store.geometry import CLASSES, RECORD_OVERHEAD
+from cvars.store.operations import OPERATION_BYTES
 from cvars.variables.model import Variable
 from tests.store.world import DB, World, append, delete, key, put, put_key, state
 
@@ -61,6 +65,26 @@ def test_SS_22_a_creation_header_without_a_grant_is_not_provisioned() -> None:
     world = World()
     assert isinstance(world.refused(provision=False), StoreNotProvisioned)
     assert world.anchor.record.leased_until is None, "the lease was handed back"
+
+
+@pytest.mark.rule("SS-2", "T15")
+@pytest.mark.parametrize("frame", [512, 1024, 4096])
+def test_a_record_has_the_smallest_class_that_holds_it(frame) -> None:
+    """By one byte around each class; the padding is what hides sizes inside of it."""
+    world = World(mode=Mode.PER_BOOT, size=1024 * frame, frame=frame)
+    store = world.boot()
+    for frames, next_frames in pairwise(CLASSES):
+        if frames * frame > store.capacity:
+            break
+        room = frames * frame - RECORD_OVERHEAD - OPERATION_BYTES - 2
+        for data, size in ((room, frames), (room + 1, next_frames)):
+            world.medium.writes.clear()
+            store.commit((put("X", bytes(data)),))
+            assert world.medium.writes[-1][1] == size * frame
+            store.commit((put("X", b""),))
+    want = state(store)
+    store.close()
+    assert state(world.boot()) == want
 
 
 def test_SS_8_one_commit_is_one_write_of_one_record_and_one_barrier() -> None:
