@@ -2,7 +2,9 @@
 PY := .venv/bin/python
 PYTHON ?= python3
 export PYTHON
-export PYTHONDONTWRITEBYTECODE ?= 1
+# bytecode is kept, but not between the sources
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types rules bench bench-compare docs clean lock test-exhaustive mutants \

@@ -3,7 +3,6 @@
 from typing import Final
 
 from cvars.errors import CvarsError
-from cvars.store.explaining import EXPLANATIONS
 
 #: what to try, by reason; ``{command}`` is the command that was run
 WAYS_OUT: Final[dict[str, str]] = {
@@ -33,6 +32,9 @@ WAYS_OUT: Final[dict[str, str]] = {
 def where_and_hint(error: CvarsError, command: str) -> tuple[str, str]:
     """``error.where`` and ``error.hint``; what is missing is filled in. ``command``: as typed, without options."""
     hint = error.hint
-    if not hint and error.reason in EXPLANATIONS:
-        hint = f"cvars store explain {error.reason}"
+    if not hint:
+        from cvars.store.explaining import EXPLANATIONS  # noqa: PLC0415 - most commands start without the store
+
+        if error.reason in EXPLANATIONS:
+            hint = f"cvars store explain {error.reason}"
     return error.where or command, hint or WAYS_OUT.get(error.reason, WAYS_OUT["usage"]).format(command=command)
