@@ -20,7 +20,7 @@ demo: setup ## set-up, then the whole story in ten steps
 	@$(PY) -m cvars demo $(DEMO)
 
 test: setup ## set-up, then the tests (under 5 minutes on 2 cores)
-	@$(PY) -m pytest -q -n 2 --dist loadfile $(TESTS)
+	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: setup ## ruff and the import layers
 	@$(PY) -m ruff check .

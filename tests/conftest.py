@@ -24,11 +24,17 @@ def pytest_addoption(parser):
     parser.addoption("--exhaustive", action="store_true", help="run the complete versions of sampled tests")
 
 
+#: rooms whose tests start processes
+PROGRAMS = {"lab", "cli", "broker"}
+
+
 def pytest_collection_modifyitems(config, items):
     slow = pytest.mark.skip(reason="complete version: make test-exhaustive")
     for item in items:
         if "exhaustive" in item.keywords and not config.getoption("--exhaustive"):
             item.add_marker(slow)
+    # whole programs first: a long file that starts last would keep one processor waiting
+    items.sort(key=lambda item: item.path.parent.name not in PROGRAMS)
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,11 @@
 """- is standard input wherever a command takes a file (ux: "Commands")."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from cvars.lab.scenario import bundled
-
-
-def piped(text, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "cvars", *map(str, arguments)],
-        check=False, capture_output=True, input=text, timeout=60,
-    )  # fmt: skip
+from tests.command import forked as piped
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from cvars.store.keyfile import parse
 from cvars.trace import silent
 from cvars.variables.model import Put, Variable
 from cvars.variables.names import DB
+from tests.command import forked as piped
 from tests.lab.test_processes import cvars
-from tests.lab.test_standard_input import piped
 from tests.variables.pki import SHA256, esl, signer
 
 GOOD_DB = esl(bytes(32), kind=SHA256)
