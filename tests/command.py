@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from typing import Any
 
 import cvars.component.process
 import cvars.store.offline
@@ -35,6 +36,15 @@ def forked(text: bytes, *arguments: object) -> subprocess.CompletedProcess[bytes
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(ended[1]), out.read(), err.read())
+
+
+def said(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """``cvars ARGUMENTS``, its output as text; with ``options`` of `subprocess.run`: started anew."""
+    if options:
+        start = [sys.executable, "-m", "cvars", *map(str, arguments)]
+        return subprocess.run(start, check=False, capture_output=True, text=True, timeout=SECONDS, **options)
+    done = forked(b"", *arguments)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def _be(command: list[str], *streams: int) -> None:

@@ -4,7 +4,6 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,9 @@ import pytest
 from cvars.cli.later import LATER
 from cvars.errors import OutsideFailure, UsageMistake
 from cvars.lab.demo import MARK, _make_folder
+from tests.command import said as cvars
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def cvars(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "cvars", *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        **options,
-    )
 
 
 def says_one_thing(done, code, *words):
