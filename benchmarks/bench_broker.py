@@ -122,7 +122,7 @@ class Exchange:
         spent = [[0.0, 0.0] for _ in range(guests)]
         self.seen = []
 
-        async def timed(guest: int, *arguments: Any) -> tuple[dict[str, str], bytes]:  # noqa: ANN401
+        async def timed(guest: int, *arguments: Any) -> tuple[dict[str, str], bytes]:  # noqa: ANN401 - a route's
             at, on = time.perf_counter_ns(), time.process_time_ns()
             answer = await self.call(*arguments)
             spent[guest][0] += (time.process_time_ns() - on) / 1000

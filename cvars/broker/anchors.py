@@ -62,7 +62,7 @@ _RING_SIZES: Final = (
     .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.version >= sa.bindparam("b_from"))
     .where(HISTORY.c.escrow.is_not(None))
     .order_by(HISTORY.c.version)
-    .limit(sa.literal_column("4")).offset(sa.literal_column("0"))  # as text: constants are not parameters
+    .limit(sa.literal_column("16")).offset(sa.literal_column("0"))  # as text: constants are not parameters
 )  # fmt: skip
 _APPEND: Final = sa.insert(HISTORY)
 _KEY: Final = sa.insert(VM_KEYS)
@@ -246,7 +246,7 @@ def verify_history(entries: Sequence[dict[str, Any]]) -> int | None:
 
 
 def _oldest(cursor: Cursor, record: Record) -> Iterator[tuple[Any, ...]]:
-    """The rows of the ring, oldest first: mostly two are looked at, so few are read at a time."""
+    """The rows of the ring, oldest first: some leave it, and then several at once."""
     start = record.ring_from
     while rows := cursor.run(_RING_SIZES, {"b_vm": record.vm_id, "b_from": start}).fetchall():
         yield from rows
@@ -314,61 +314,14 @@ def _row(record: Record) -> tuple[Any, ...]:
 
 
 def _record(row: Sequence[Any]) -> Record:
-    """The columns of `VMS`, in their order, as a record."""
-    (
-        vm_id,
-        store_id,
-        policy,
-        mode,
-        state,
-        thawed,
-        epoch,
-        counter,
-        root,
-        from_counter,
-        from_root,
-        advance_epoch,
-        base_counter,
-        base_root,
-        ring_bytes,
-        ring_from,
-        key_version,
-        key_old,
-        key_written_epoch,
-        floor_format,
-        floor_suites,
-        version,
-        holder,
-        instance,
-        expires,
-        acquires,
-        provision_epoch,
-        identity,
-        history,
-    ) = row
-    return Record(
-        vm_id,
-        bytes(store_id),
-        policy,
-        mode,
-        state,
-        thawed,
-        epoch,
-        AnchorPoint(counter, bytes(root)),
-        AnchorPoint(from_counter, bytes(from_root)),
-        advance_epoch,
-        AnchorPoint(base_counter, bytes(base_root)),
-        ring_bytes,
-        ring_from,
-        key_version,
-        key_old,
-        key_written_epoch,
-        floor_format,
-        tuple(map(int, floor_suites.split(","))),
-        version,
-        Lease(holder, instance, expires) if holder else None,
-        acquires,
-        provision_epoch,
-        identity,
-        bytes(history),
-    )
+    """The opposite: points and lease are two and three columns, the rest is one each."""
+
+    def point(at: int) -> AnchorPoint:
+        return AnchorPoint(row[at], bytes(row[at + 1]))
+
+    suites = tuple(map(int, row[20].split(",")))
+    lease = Lease(*row[22:25]) if row[22] else None
+    return Record._make((
+        row[0], bytes(row[1]), *row[2:7], point(7), point(9), row[11], point(12), *row[14:20], suites, row[21],
+        lease, *row[25:28], bytes(row[28]),
+    ))  # fmt: skip

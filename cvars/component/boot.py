@@ -202,7 +202,7 @@ def _serving(
     service = VariableService(
         store.variables,
         profile=settings.profile,
-        limits=Limits.for_capacity(store.capacity),
+        limits=Limits.for_capacity(store.capacity, largest=store.largest),
         commit=store.commit,
         trace=around.trace,
     )

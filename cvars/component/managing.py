@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvars.errors import UsageMistake
+from cvars.errors import UsageMistake, VariableError
 from cvars.store import FileMedium, Medium, MemoryMedium, Mode, Store, StoreConfig, mount
 from cvars.store.anchor import AnchorPoint
 from cvars.store.checking import keys_for
@@ -16,7 +16,7 @@ from cvars.store.medium import read_image
 from cvars.store.rewriting import open_sound
 from cvars.trace import Trace, VariableManaged, silent
 from cvars.variables.limits import Limits
-from cvars.variables.manage import edit
+from cvars.variables.manage import ManagementRefused, edit
 from cvars.variables.model import Key, Variable
 from cvars.variables.profile import Profile
 from cvars.variables.table import is_hidden
@@ -70,11 +70,15 @@ def manage(
                 on, keys=keys, config=config, acquired=None, anchor=None, random=random, clock=clock, trace=events
             )
 
-        limits = Limits.for_capacity(source.history.geometry.capacity)
+        geometry = source.history.geometry
+        limits = Limits.for_capacity(geometry.capacity, largest=geometry.largest_body)
         wanted = edits(held)
         done = edit(held, wanted, profile=Profile(), limits=limits, bypass_authentication=bypass_authentication)
         rehearsal = mounted(MemoryMedium(image), silent)  # what does not fit is said before a byte is written
-        rehearsal.commit(done.journal)
+        try:
+            rehearsal.commit(done.journal)
+        except VariableError as error:
+            raise ManagementRefused(f"no room: {error}", where=str(path), hint="cvars store resize") from None
         store = mounted(medium, trace)
         store.commit(done.journal)
         for key, new in wanted.items():

@@ -8,10 +8,9 @@ import binascii
 import contextlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, Final
 
-import rfc8785
 from pydantic_core import from_json
 
 MAX_DEPTH: Final = 16
@@ -74,11 +73,6 @@ def unhex(text: object, *, size: int | None = None) -> bytes:
     if size is not None and len(text) != 2 * size:
         raise Malformed(f"{len(text) // 2} bytes of hex, wanted {size}")
     return bytes.fromhex(text)
-
-
-def canonical(value: Mapping[str, Any] | str | int) -> bytes:
-    """Canonical JSON (RFC 8785)."""
-    return rfc8785.dumps(value)
 
 
 def compact(value: Any) -> bytes:  # noqa: ANN401 - anything JSON can say

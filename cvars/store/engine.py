@@ -70,6 +70,8 @@ class Store:
         self._smallest = self._geometry.frame - RECORD_OVERHEAD
         #: live bytes that fit (SS-23)
         self.capacity = self._geometry.capacity
+        #: bytes of operations that one commit may have
+        self.largest = self._geometry.largest_body
         self._variables = log.history.variables
         self._live = log.history.live
         self._security_live = sum(

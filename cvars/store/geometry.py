@@ -79,6 +79,11 @@ class Geometry:
         return self.bank_size // 8 // self.part_bytes
 
     @property
+    def largest_body(self) -> int:
+        """Bytes of operations that the largest record holds: the limit of one commit."""
+        return LARGEST_CLASS * self.frame - RECORD_OVERHEAD
+
+    @property
     def capacity(self) -> int:
         """Live bytes that the store accepts: bank minus header, largest record and an eighth (SS-23)."""
         return self.bank_size - HEADER_BLOCK - LARGEST_CLASS * self.frame - self.bank_size // 8

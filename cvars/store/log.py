@@ -70,11 +70,6 @@ class Log:
         self._erased_to = history.geometry.bank_size
 
     @property
-    def frame(self) -> int:
-        """Frame size."""
-        return self.history.geometry.frame
-
-    @property
     def key_version(self) -> int:
         """Key version of the active bank."""
         return self.history.header.key_version

@@ -5,7 +5,7 @@ authentication must be asked for by name, and is named in the outcome, so that t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cvars.errors import CvarsError, ExitCode, VariableError
 from cvars.variables import siglist, uefi
@@ -106,6 +106,16 @@ def edit(
     return Edited(after, tuple(journal), tuple(bypassed), tuple(warnings))
 
 
+def written(old: Variable | None, attributes: int, data: bytes, *, append: bool) -> Variable:
+    """What a write over ``old`` leaves: its time stays, so that nothing signed before comes back (P10)."""
+    if old is None:
+        return Variable(attributes, data)
+    if append:
+        return replace(old, data=old.data + data)
+    kept = old if old.attributes == attributes else replace(old, attributes=attributes, signer=None)
+    return replace(kept, data=data)
+
+
 def check(key: Key, variable: Variable, *, profile: Profile, limits: Limits) -> list[str]:
     """Hold a value to what a guest's write would be held to; what is unusual and kept comes back (R123).
 
@@ -114,7 +124,7 @@ def check(key: Key, variable: Variable, *, profile: Profile, limits: Limits) -> 
     """
     attributes = variable.attributes
     problem = _problem(key, variable, profile)
-    if words := placeholder(key, variable.data):
+    if not problem and (words := placeholder(key, variable.data)):
         problem = f'a placeholder key: its certificate says "{words}"'  # P20
     size = name_size(key) + len(variable.data)
     if not problem and size > limits.class_limit(attributes) - overhead(attributes):

@@ -4,8 +4,8 @@ import pytest
 import sqlalchemy as sa
 
 from cvars.broker import record as rules
-from cvars.broker.anchors import verify_history
-from cvars.broker.database import HISTORY
+from cvars.broker.anchors import _record, _row, verify_history
+from cvars.broker.database import HISTORY, VMS
 from cvars.errors import AnchorError, AnchorFenced, AnchorFrozen, AnchorLeased, AnchorRetired
 from cvars.release.errors import AttestRefused, ReleaseRefused
 from cvars.store.anchor import ORIGIN, AnchorPoint
@@ -360,3 +360,23 @@ def test_a_vm_gets_no_secret_of_another(world):
     guest = world.guest("vm-1")
     guest.client.attest(guest.init_data)
     assert guest.client.resource("tls/vm-1/key", "vm-1") == b"of vm-1"
+
+
+def test_a_record_is_read_as_it_was_written(world):
+    """Every column another value, so that no two can change places."""
+    full = rules.Record(
+        "vm-1", b"s" * 16, "policy", "strict", "frozen", "active", 1, AnchorPoint(2, b"a" * 32),
+        AnchorPoint(3, b"b" * 32), 4, AnchorPoint(5, b"c" * 32), 6, 7, 8, 9, 10, 11, (1, 3), 12,
+        rules.Lease("holder", "instance", 13.5), 14, 15, "identity", b"h" * 32,
+    )  # fmt: skip
+    assert len(full) == len(rules.Record._fields)
+    bare = full._replace(policy=None, thawed=None, key_old=None, key_written_epoch=None, lease=None, identity=None)
+    for record in (full, bare):
+        assert _record(_row(record)) == record
+        with world.broker.db.write() as connection:
+            connection.execute(sa.delete(VMS))
+            connection.execute(sa.insert(VMS), dict(zip((c.name for c in VMS.c), _row(record), strict=True)))
+            row = connection.execute(sa.select(VMS)).mappings().one()
+        assert world.broker.anchors.get("vm-1") == record
+        assert (row["counter"], row["from_counter"], row["base_counter"]) == (2, 3, 5)
+        assert (row["key_version"], row["version"], row["acquires"], row["provision_epoch"]) == (8, 12, 14, 15)

@@ -96,13 +96,19 @@ def opened(folder):
         broker.db.close()
 
 
-def test_secrets_are_wrapped_on_the_token_and_guests_boot(token, tmp_path):
+def on_token(tmp_path, token):
+    """A broker whose master key is on the token, with one VM."""
     world = World(tmp_path / "b")
     world.close()
     configure(world.folder, token)
     world.config = load_config(world.folder / "broker.toml")
     world.open()
     world.broker.add_vm("vm-1", mode="none")
+    return world
+
+
+def test_secrets_are_wrapped_on_the_token_and_guests_boot(token, tmp_path):
+    world = on_token(tmp_path, token)
     world.broker.resources.put("a/b/c", b"x" * 65536)
     _, keys, _ = world.guest().boot(provision=True)
     world.restart()
@@ -273,12 +279,7 @@ def test_a_lost_session_is_opened_again_once_and_with_the_same_key(token, folder
 
 
 def test_a_guest_is_told_503_while_the_token_is_away_or_a_row_was_changed(token, tmp_path, capsys):
-    world = World(tmp_path / "b")
-    world.close()
-    configure(world.folder, token)
-    world.config = load_config(world.folder / "broker.toml")
-    world.open()
-    world.broker.add_vm("vm-1", mode="none")
+    world = on_token(tmp_path, token)
     answers = []
 
     def http(*request):

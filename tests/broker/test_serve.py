@@ -193,6 +193,16 @@ def test_keys_that_others_can_read_are_refused(folder):
         path.chmod(0o600)
 
 
+@pytest.mark.parametrize("size", [0, 16, 31, 33])
+def test_a_master_key_has_32_bytes(folder, size):
+    """A shorter one would be taken for AES-128."""
+    path = folder / "keys" / "master.key"
+    path.write_bytes(bytes(size))
+    text, code = refused(folder)
+    assert f"the master key has {size} bytes, wanted 32\nkeys/master.key" in text
+    assert code == 2
+
+
 def test_init_refuses_a_folder_in_use_and_makes_private_keys(folder):
     done = cvars("init", folder)
     assert done.returncode == 2

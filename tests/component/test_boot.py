@@ -4,7 +4,13 @@ import pytest
 
 from cvars.component import boot as booting
 from cvars.errors import StoreRolledBack, UsageMistake
+from cvars.lab.lab import NV_BS_RT
 from cvars.release.initdata import parse
+from cvars.store.geometry import Geometry
+from cvars.store.offline import creation_image
+from cvars.variables.limits import overhead
+
+VENDOR = "11111111-2222-3333-4444-555555555555"
 
 
 def measured(guest, on_rollback):
@@ -77,3 +83,18 @@ def test_a_boot_that_fails_gives_its_lease_back(lab, monkeypatch, broken):
                 pass
     with guest.boot() as running:  # no anchor.leased: nobody holds it
         assert running.get_variable("BootOrder") == b"\x01\x00"
+
+
+@pytest.mark.rule("R121", "SS-23")
+def test_a_guest_is_told_of_no_larger_variable_than_a_record_holds(lab):
+    """Frames of 512 bytes: the largest record is smaller than the class limit, and the answer says so."""
+    guest = lab.guest()
+    geometry = Geometry(256 << 10, 512)
+    blank = creation_image(geometry, nor=False, aux=b"", request_id=bytes(16))
+    lab.host.replace_flash(guest, blank)
+    with guest.boot() as running:
+        largest = running.firmware.query(NV_BS_RT).maximum_variable
+        assert largest <= geometry.largest_body
+        name = f"V-{VENDOR}"
+        running.set_variable(name, bytes(largest - overhead(NV_BS_RT) - len("V\0") * 2))
+        assert len(running.get_variable(name)) > 30_000

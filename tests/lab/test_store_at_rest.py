@@ -8,13 +8,16 @@ import pytest
 
 from cvars.lab.operator import operating, write_key_file
 from cvars.store import FileMedium, Mode, StoreConfig, mount
+from cvars.store.geometry import Geometry
 from cvars.store.keyfile import parse
 from cvars.trace import silent
+from cvars.variables.limits import overhead
 from cvars.variables.model import Put, Variable
-from cvars.variables.names import DB
+from cvars.variables.names import AT, DB
+from cvars.variables.security import GLOBAL
 from tests.command import forked as piped
 from tests.lab.test_processes import cvars
-from tests.variables.pki import SHA256, esl, signer
+from tests.variables.pki import SHA256, UNKNOWN, esl, signer
 
 GOOD_DB = esl(bytes(32), kind=SHA256)
 
@@ -202,3 +205,23 @@ def test_the_command_line_enrols_no_placeholder_key(at, tmp_path):
     assert (
         b"placeholder" in run("set", "KEK", "-", "--guest", "unix:none", stdin=b"-- Do Not Ship --", code=1).stderr
     )
+
+
+@pytest.mark.rule("R122", "R121", "SS-23")
+def test_what_no_record_of_the_store_holds_changes_no_byte(tmp_path):
+    """Small frames have small records: a limit of the rules, and what only the whole commit exceeds."""
+    key, image, frame = tmp_path / "key.json", tmp_path / "vm.fd", 512
+    key.write_text(json.dumps({"store_id": "01" * 16, "vm_id": "vm", "kek": "02" * 32}))
+    made = ("--size", "256K", "--frame", frame, "--key-file", key)
+    assert piped(b"", "store", "create", image, *made).returncode == 0
+    before = image.read_bytes()
+    at = ("--store", image, "--key-file", key)
+    done = run("set", f"Big-{GLOBAL}", "-", *at, stdin=bytes(40_000), code=1)
+    assert b"above the limit" in done.stderr
+    largest = Geometry(256 << 10, frame).largest_body
+    limit = largest - overhead(7 | AT) - len("db\0") * 2
+    value = esl(bytes(limit - len(esl(b"", kind=UNKNOWN))), kind=UNKNOWN)
+    unsigned = ("--attributes", "NV,BS,RT,AT", "--bypass-authentication", "--trace", tmp_path / "t")
+    done = run("set", "db", "-", *unsigned, *at, stdin=value, code=1)
+    assert b"no room: a commit of" in done.stderr
+    assert image.read_bytes() == before

@@ -62,7 +62,7 @@ def test_a_record_does_not_open_where_it_reaches_out_of_its_bank() -> None:
 def forge(world, log, **fields) -> bytes:
     """A record of the open session at the tail, as the key holder could seal it."""
     made = {
-        "frame": log.frame,
+        "frame": log.history.geometry.frame,
         "offset": log.history.tail,
         "class_index": 0,
         "part": 0,

@@ -8,6 +8,7 @@ from cvars.errors import DeviceError, StoreIoError
 from cvars.host.media import Fault, FaultyMedium
 from cvars.store import Mode
 from cvars.trace import Event
+from cvars.variables.model import Put
 from tests.store.broken_anchor import Lossy
 from tests.store.images import sample
 from tests.store.test_crash import clone, nearly_full
@@ -227,16 +228,24 @@ def test_a_compaction_cut_off_at_its_header_leaves_no_bank_to_append_to(where, m
     assert state(base_again(world, bytes(medium.seen))) == start
 
 
-@pytest.mark.rule("SS-11", "T26")
-def test_a_store_that_gave_up_writing_writes_nothing_for_a_commit_in_doubt() -> None:
-    """The commit could not be taken back: time and a clean end leave the medium alone, and return the lease."""
+def with_room_for(frames: int, *first: Put):
+    """A strict store whose log has that many frames left, on a medium and an anchor that can fail."""
     base, image, record, _ = nearly_full(Mode.STRICT)
     world = clone(base, record)
     medium = FaultyMedium(image)
     anchor = Lossy(world.anchor)
     store = world.boot(medium=medium, anchor=anchor)
-    while store._log.fits(1):  # until one frame is left
+    for change in first:
+        store.commit((change,))
+    while store._log.fits(frames):
         store.commit((put("Fill", b"x" * 20),))
+    return world, medium, anchor, store
+
+
+@pytest.mark.rule("SS-11", "T26")
+def test_a_store_that_gave_up_writing_writes_nothing_for_a_commit_in_doubt() -> None:
+    """The commit could not be taken back: time and a clean end leave the medium alone, and return the lease."""
+    world, medium, anchor, store = with_room_for(1)
     acknowledged = state(store)
     anchor.script = ["request"] * 100
     small = (put("Fill", b"z" * 20),)
@@ -259,14 +268,8 @@ def test_a_store_that_gave_up_writing_writes_nothing_for_a_commit_in_doubt() -> 
 @pytest.mark.rule("SS-11", "SS-15")
 def test_a_store_closed_while_a_commit_cannot_be_taken_back_ends_where_its_log_ends() -> None:
     """No close record behind a change that the store does not show: its live bytes would be another state's."""
-    base, image, record, _ = nearly_full(Mode.STRICT)
-    world = clone(base, record)
-    medium = FaultyMedium(image)
-    anchor = Lossy(world.anchor)
-    store = world.boot(medium=medium, anchor=anchor)
-    store.commit((put("Big", b"1" * 900),))
-    while store._log.fits(2):  # until two frames are left: one for the commit, too few for taking it back
-        store.commit((put("Fill", b"x" * 20),))
+    # one frame for the commit, too few for taking it back
+    world, medium, anchor, store = with_room_for(2, put("Big", b"1" * 900))
     acknowledged = state(store)
     anchor.script = ["request"] * 100
     small = (put("Big", b"2"),)

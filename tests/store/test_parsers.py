@@ -158,7 +158,7 @@ def test_authentic_records_that_break_the_format_are_damage(case) -> None:
     live = fields["live"] if fields["live"] is not None else log.history.live
     raw = record.seal(
         log.history.keys,
-        frame=log.frame,
+        frame=log.history.geometry.frame,
         offset=log.history.tail,
         class_index=0,
         part=fields["part"],

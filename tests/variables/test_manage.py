@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from cvars.variables import SPEC, Limits
-from cvars.variables.manage import ManagementRefused, check, edit
+from cvars.variables.manage import ManagementRefused, check, edit, written
 from cvars.variables.model import Delete, Key, Put, Variable
 from cvars.variables.names import CUSTOM, DB, DBX, ENABLE, KEK, MOR_LOCK, PK, SETUP_MODE, VENDOR_KEYS_STORED
 from cvars.variables.placeholder import placeholder
@@ -132,3 +132,11 @@ def test_P20_a_placeholder_key_is_trusted_nowhere_and_may_be_revoked(words):
         assert managed({}, {V: Variable(NBR, value)}).journal
         wide = value.replace(name.encode(), name.encode("utf-16-be"))
         assert bool(placeholder(PK, wide)) == refused
+
+
+def test_P10_a_write_keeps_the_time_and_a_pin_only_under_the_same_attributes():
+    old = Variable(NBR | AT, b"a", time(2020), b"p" * 32)
+    assert written(None, NBR, b"x", append=False) == Variable(NBR, b"x")
+    assert written(old, NBR | AT, b"x", append=False) == replace(old, data=b"x")
+    assert written(old, NBR | AT, b"x", append=True) == replace(old, data=b"ax")
+    assert written(old, NBR, b"x", append=False) == Variable(NBR, b"x", time(2020), None)
