@@ -205,6 +205,18 @@ def test_compact_json_of_texts_under_ascii_names_is_canonical(value):
     assert compact(value) == rfc8785.dumps(value)
 
 
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(0.001, 1e15)
+        | st.text(st.characters(exclude_categories=["Cs"])),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    )
+)  # fmt: skip
+def test_compact_json_is_spelled_as_the_standard_library_spells_it(value):
+    """What chains and logs were written with must be found again, byte by byte."""
+    assert compact(value).decode() == json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_parse_or_are_malformed(raw):
     for read in (strict_json, lambda b: initdata.parse(b.decode("utf-8", "surrogateescape"))):
