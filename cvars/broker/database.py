@@ -6,13 +6,17 @@ durable before it is answered: SQLite runs with ``synchronous=FULL``, PostgreSQL
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from cvars.broker.writer import Writer
 from cvars.errors import OutsideFailure, UsageMistake
+
+T = TypeVar("T")
 
 METADATA: Final = sa.MetaData()
 
@@ -164,6 +168,10 @@ class Database:
         self._at_hand: list[Any] = []  # for the driver's own paths, without the pool's ceremony
         self._keep = _KEEP if pooled else 0
         self._plain = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._writer = Writer(self._commit) if self.sqlite else None
+        self._turn: contextlib.AbstractContextManager[Any] = (
+            self._writer.turn if self._writer else contextlib.nullcontext()
+        )
 
     def _sqlite(self) -> Engine:
         engine = sa.create_engine(
@@ -191,73 +199,95 @@ class Database:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction; durable when the block ends without an exception."""
-        with _outside(), self.engine.begin() as connection:
+        """One transaction; durable when the block ends without an exception. Not within another."""
+        with _outside(), self._turn, self.engine.begin() as connection:
             yield connection
 
-    def one(self, statement: Any, parameters: Mapping[str, Any]) -> tuple[Any, ...] | None:  # noqa: ANN401
-        """The row of a constant SELECT, on the driver itself; columns in the statement's order."""
-        with self.statements() as cursor:
-            rows = cursor.run(statement, parameters).fetchall()  # to its end: no snapshot stays open
+    def one(self, statement: "Statement", *values: Any) -> tuple[Any, ...] | None:  # noqa: ANN401 - columns
+        """The row of a SELECT, on the driver itself; columns in the statement's order."""
+        rows = self.rows(statement, *values)
         return tuple(rows[0]) if rows else None
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator["Cursor"]:
-        """One transaction on the driver itself, for the hot path of the anchor; durable when the block ends.
+    def rows(self, statement: "Statement", *values: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401 - columns
+        """All rows of a SELECT, on the driver itself."""
+        found: list[tuple[Any, ...]] = self._alone(statement, values, lambda cursor: cursor.fetchall())
+        return found
 
-        Statements are the same SQLAlchemy constructs as elsewhere, compiled once (`Cursor.run`).
-        """
-        with self._driver() as connection:
-            cursor = connection.driver_connection.cursor()
-            try:
-                if self.sqlite:
-                    cursor.execute("BEGIN IMMEDIATE")
-                yield Cursor(cursor, self.engine.dialect)
-            except BaseException:
-                with contextlib.suppress(Exception):  # the first error is the one that counts
-                    cursor.execute("ROLLBACK") if self.sqlite else connection.rollback()
-                raise
-            cursor.execute("COMMIT") if self.sqlite else connection.commit()
+    def change(self, statement: "Statement", *values: Any) -> int:  # noqa: ANN401 - columns
+        """One statement as a transaction by itself, on the driver itself: how many rows it changed, durably."""
+        if self.sqlite:
+            return self.transaction(lambda cursor: cursor.run(statement, values))
+        return self._alone(statement, values, lambda cursor: int(cursor.rowcount))
 
-    @contextlib.contextmanager
-    def statements(self) -> Iterator["Cursor"]:
-        """Statements that are each a transaction of their own, as SQLite's are anyway."""
-        with self._driver() as connection:
+    def _alone(self, statement: "Statement", values: Sequence[Any], result: Callable[[Any], T]) -> T:
+        connection = self._taken()
+        try:
             driver: Any = connection.driver_connection
             if not self.sqlite:
                 driver.autocommit = True
-            yield Cursor(driver.cursor(), self.engine.dialect)
+            cursor = Cursor(driver.cursor(), self.engine.dialect)
+            cursor.run(statement, values)
+            done = result(cursor.driver)
             if not self.sqlite:
                 driver.autocommit = False
+        except BaseException as error:
+            self._give_up(connection, error)
+            raise
+        self._give_back(connection)
+        return done
 
-    @contextlib.contextmanager
-    def _driver(self) -> Iterator[Any]:
-        """A driver connection, one of those at hand or from the pool; one that failed is thrown away."""
-        dbapi: Any = self.engine.dialect.loaded_dbapi
-        connection: Any
+    def transaction(self, work: Callable[["Cursor"], T]) -> T:
+        """``work`` in a transaction on the driver itself, for the hot path of the anchor; then it is durable.
+
+        Statements are the same SQLAlchemy constructs as elsewhere, compiled once (`Statement`).
+        """
+        return self._writer.run(work) if self._writer else self._commit([work])[0]
+
+    def _commit(self, works: Sequence[Callable[["Cursor"], T]]) -> list[T]:
+        connection = self._taken()
         try:
-            connection = self._at_hand.pop()
+            cursor = connection.driver_connection.cursor()
+            if self.sqlite:
+                cursor.execute("BEGIN IMMEDIATE")
+            mine = Cursor(cursor, self.engine.dialect)
+            done = [work(mine) for work in works]
+            cursor.execute("COMMIT") if self.sqlite else connection.commit()
+        except BaseException as error:
+            self._give_up(connection, error)
+            raise
+        self._give_back(connection)
+        return done
+
+    def _taken(self) -> Any:  # noqa: ANN401 - the pool's connection
+        """A connection, one of those at hand or from the pool."""
+        try:
+            return self._at_hand.pop()
         except IndexError:
             try:
-                connection = self.engine.raw_connection()
-            except (sa.exc.DBAPIError, sa.exc.TimeoutError, dbapi.Error) as error:
+                return self.engine.raw_connection()
+            except (sa.exc.DBAPIError, sa.exc.TimeoutError, self.engine.dialect.loaded_dbapi.Error) as error:
                 raise DatabaseDown(f"the database does not answer: {type(error).__name__}") from error
-        keep = False
-        try:
-            yield connection
-            keep = len(self._at_hand) < self._keep
-        except (dbapi.OperationalError, dbapi.InterfaceError) as error:
-            connection.invalidate(error)
-            raise DatabaseDown(f"the database does not answer: {type(error).__name__}") from error
-        except BaseException:
+
+    def _give_back(self, connection: Any) -> None:  # noqa: ANN401 - the pool's connection
+        if len(self._at_hand) < self._keep:
+            self._at_hand.append(connection)
+        else:
+            connection.close()
+
+    def _give_up(self, connection: Any, error: BaseException) -> None:  # noqa: ANN401 - the pool's connection
+        """Undo what ``error`` cut off. Raises ``DatabaseDown`` where the database itself failed."""
+        dbapi: Any = self.engine.dialect.loaded_dbapi
+        down, clean = isinstance(error, (dbapi.OperationalError, dbapi.InterfaceError)), False
+        with contextlib.suppress(Exception):  # the first error is the one that counts
+            connection.rollback()
             if not self.sqlite:
                 connection.driver_connection.autocommit = False
-            raise
-        finally:
-            if keep:
-                self._at_hand.append(connection)
-            else:
-                connection.close()
+            clean = not down
+        if not clean:
+            connection.invalidate(error)
+        connection.close()
+        if down:
+            raise DatabaseDown(f"the database does not answer: {type(error).__name__}") from error
 
     def close(self) -> None:
         """Give all connections back."""
@@ -266,27 +296,41 @@ class Database:
         self.engine.dispose()
 
 
-@functools.cache
-def _compiled(statement: Any, dialect: Any) -> tuple[str, tuple[str, ...] | None]:  # noqa: ANN401
-    """(SQL text, names in order or None for named parameters)."""
-    plain = isinstance(statement, sa.Insert) and statement.select is None
-    names = [c.name for c in statement.table.c] if plain else None
-    done = statement.compile(dialect=dialect, column_keys=names)
-    return str(done), tuple(done.positiontup) if done.positional else None
+class Statement:
+    """A constant statement for the driver's own paths, with the ``names`` of its parameters as values come."""
+
+    def __init__(self, construct: Any, *names: str) -> None:  # noqa: ANN401 - any SQLAlchemy construct
+        self.construct, self.names = construct, names
+
+    @functools.cache  # noqa: B019 - statements are constants of their modules
+    def compiled(self, dialect: Any) -> tuple[str, Callable[[Sequence[Any]], Any]]:  # noqa: ANN401
+        """(SQL text, how the driver wants the values)."""
+        done = self.construct.compile(dialect=dialect, column_keys=self.names if self.is_plain_insert else None)
+        assert set(done.params) == set(self.names)
+        if not done.positional:
+            return str(done), lambda values: dict(zip(self.names, values, strict=True))
+        if tuple(done.positiontup) == self.names:
+            return str(done), tuple
+        return str(done), operator.itemgetter(*map(self.names.index, done.positiontup))
+
+    @property
+    def is_plain_insert(self) -> bool:
+        """Whether the parameters are those of the columns."""
+        return isinstance(self.construct, sa.Insert) and self.construct.select is None
 
 
 class Cursor:
     """A DBAPI cursor that takes our statements."""
 
-    def __init__(self, cursor: Any, dialect: Any) -> None:  # noqa: ANN401
-        self._cursor = cursor
+    def __init__(self, driver: Any, dialect: Any) -> None:  # noqa: ANN401
+        self.driver = driver
         self._dialect = dialect
 
-    def run(self, statement: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the DBAPI cursor
-        """Execute ``statement`` (a constant, or cached: it is compiled once)."""
-        text, order = _compiled(statement, self._dialect)
-        self._cursor.execute(text, parameters if order is None else [parameters[name] for name in order])
-        return self._cursor
+    def run(self, statement: Statement, values: Sequence[Any]) -> int:
+        """Execute; how many rows it changed."""
+        text, arranged = statement.compiled(self._dialect)
+        self.driver.execute(text, arranged(values))
+        return int(self.driver.rowcount)
 
 
 @contextlib.contextmanager

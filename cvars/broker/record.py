@@ -76,6 +76,7 @@ class Item(NamedTuple):
 class Change(NamedTuple):
     """What a call does. ``record.version`` is still the one that was read; the store adds one.
 
+    ``detail`` goes into the history as it is: its names, and those within, are in order.
     ``item``: goes into the ring, after it was emptied if ``restart``. ``drop_below``: items of older key versions
     leave it. ``destroy``: key versions to delete. ``create``: a key version to create. ``same``: nothing changes.
     """
@@ -142,15 +143,15 @@ def acquire(
     return Change(after, "acquire", {"epoch": after.epoch, "holder": holder, "takeover": took})
 
 
-def _held(record: Record, *, epoch: int, holder: str) -> Lease:
-    """The lease of the caller's session. The epoch fences; an expired lease that nobody took may be renewed."""
+def _held(record: Record, *, epoch: int, holder: str, until: float = 0.0) -> Lease:
+    """The lease of the caller's session, ``until`` then. The epoch fences; expired and not taken, it is held."""
     if record.state in ("retired", "frozen"):
         raise Refused(412, f"anchor.{record.state}", f"ANCHOR-{record.state.upper()}")
     if record.epoch != epoch:
         raise Refused(412, "anchor.fenced", "ANCHOR-EPOCH", "a newer session exists")
     if record.lease is None or record.lease.holder != holder:
         raise Refused(412, "anchor.fenced", "ANCHOR-HOLDER", "this session holds no lease")
-    return record.lease
+    return Lease(holder, record.lease.instance, until)
 
 
 def advance(
@@ -166,10 +167,9 @@ def advance(
     now: float,
 ) -> Change:
     """Move the committed point; renews the lease; idempotent within the epoch."""
-    lease = _held(record, epoch=epoch, holder=holder)._replace(expires=now + LEASE_S)
-    detail = {"epoch": epoch, "to": {"counter": to.counter, "root": to.root.hex()}}
+    lease = _held(record, epoch=epoch, holder=holder, until=now + LEASE_S)
     if record.point == to and record.previous == start and record.advance_epoch == epoch:
-        return Change(record._replace(lease=lease), "advance", detail, renewal=True)
+        return Change(record._replace(lease=lease), "advance", {}, renewal=True)
     if record.point != start:
         raise Refused(412, "anchor.fenced", "ANCHOR-PREDECESSOR", "not the point the broker knows")
     if record.state == "new" and record.provision_epoch != epoch:
@@ -198,10 +198,16 @@ def advance(
         elif epoch > record.key_written_epoch:
             destroy, drop = (record.key_old,), record.key_version
             after = after._replace(key_old=None, key_written_epoch=None)
+    detail = {
+        "base": base.counter,
+        "epoch": epoch,
+        "key_version": key_version,
+        "to": {"counter": to.counter, "root": to.root.hex()},
+    }
     return Change(
         after,
         "advance",
-        detail | {"base": base.counter, "key_version": key_version},
+        detail,
         item=Item(base, key_version, escrow) if escrow else None,
         restart=restart,
         drop_below=drop,
@@ -223,7 +229,7 @@ def framed(escrow: bytes) -> bool:
 
 def renew(record: Record, *, epoch: int, holder: str, now: float) -> Change:
     """Renew the lease."""
-    lease = _held(record, epoch=epoch, holder=holder)._replace(expires=now + LEASE_S)
+    lease = _held(record, epoch=epoch, holder=holder, until=now + LEASE_S)
     return Change(record._replace(lease=lease), "renew", {"epoch": epoch}, renewal=True)
 
 
@@ -271,12 +277,12 @@ def reset(record: Record, *, point: AnchorPoint | None, store_id: bytes, reason:
             409, "anchor.retired", "ANCHOR-RETIRED", "its keys are gone: only a reset to new is possible"
         )
     if point is not None:
-        return Change(after, "reset", {"reason": reason, "counter": point.counter}, restart=True)
+        return Change(after, "reset", {"counter": point.counter, "reason": reason}, restart=True)
     # a new store gets a new key: an old image must not open (SS-19, T17)
     fresh = record.key_version + 1
     old = tuple(v for v in (record.key_version, record.key_old) if v is not None)
     after = after._replace(key_version=fresh, key_old=None, key_written_epoch=None)
-    return Change(after, "reset", {"reason": reason, "new": True}, restart=True, destroy=old, create=fresh)
+    return Change(after, "reset", {"new": True, "reason": reason}, restart=True, destroy=old, create=fresh)
 
 
 def freeze(record: Record, *, reason: str) -> Change:
@@ -311,7 +317,7 @@ def rotate(record: Record, *, reason: str) -> Change:
         raise Refused(409, "anchor.state", "ANCHOR-STATE", "there is no store to rotate")
     fresh = record.key_version + 1
     after = record._replace(key_version=fresh, key_old=record.key_version, key_written_epoch=None)
-    return Change(after, "rotate", {"reason": reason, "key_version": fresh}, create=fresh)
+    return Change(after, "rotate", {"key_version": fresh, "reason": reason}, create=fresh)
 
 
 def finalise(record: Record, *, reason: str) -> Change:
@@ -320,5 +326,5 @@ def finalise(record: Record, *, reason: str) -> Change:
     if record.key_old is None or record.key_written_epoch is None:
         raise Refused(409, "anchor.state", "ANCHOR-STATE", "no advance under the new key version yet")
     after = record._replace(key_old=None, key_written_epoch=None)
-    detail = {"reason": reason, "key_version": record.key_version}
+    detail = {"key_version": record.key_version, "reason": reason}
     return Change(after, "finalise", detail, drop_below=record.key_version, destroy=(record.key_old,))

@@ -4,12 +4,15 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from cvars.broker.database import RESOURCES, USES, Database
+from cvars.broker.database import RESOURCES, USES, Database, Statement
 from cvars.broker.secrets import Keyring
 
 MAX_RESOURCE: Final = 64 * 1024  # bytes
-_GET: Final = sa.select(RESOURCES.c.wrapped, RESOURCES.c.version, RESOURCES.c.policy_digest).where(
-    RESOURCES.c.path == sa.bindparam("b_path")
+_GET: Final = Statement(
+    sa.select(RESOURCES.c.wrapped, RESOURCES.c.version, RESOURCES.c.policy_digest).where(
+        RESOURCES.c.path == sa.bindparam("b_path")
+    ),
+    "b_path",
 )
 
 
@@ -22,7 +25,7 @@ class Resources:
 
     def get(self, path: str) -> bytes | None:
         """The plaintext, for one request only."""
-        row = self._db.one(_GET, {"b_path": path})
+        row = self._db.one(_GET, path)
         if row is None:
             return None
         wrapped, version, policy_digest = row

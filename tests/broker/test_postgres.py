@@ -26,6 +26,17 @@ from tests.broker.test_anchor_flow import (  # noqa: F401 - collected here on th
     test_rotation_releases_both_keys_and_destroys_the_old_one_after_a_later_mount,
     test_the_ring_keeps_64_kib_and_never_less_than_the_last,
 )
+from tests.broker.test_anchor_memory import (  # noqa: F401
+    replicas,
+    test_a_commit_in_doubt_is_forgotten,
+    test_a_lease_that_another_process_renewed_is_live,
+    test_a_refusal_rests_on_the_record_as_it_is,
+    test_a_session_that_another_process_fenced_is_over,
+    test_an_advance_of_a_remembered_record_reads_nothing,
+    test_another_record_of_the_same_version_is_another_record,
+    test_replicas_that_remember_decide_as_one_that_reads,
+    test_what_would_change_nothing_is_decided_on_the_record_as_it_is,
+)
 from tests.broker.test_model import test_K59_two_guests_never_both_have_acknowledged_writes  # noqa: F401
 from tests.broker.test_service import test_K57_one_provisioning_grant_an_epoch  # noqa: F401
 from tests.broker.test_store_and_anchor import (  # noqa: F401

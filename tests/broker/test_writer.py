@@ -1,0 +1,149 @@
+"""SQLite's one writer: a queue in which nobody starves, one transaction for all who wait."""
+
+import sqlite3
+import threading
+import time
+
+import pytest
+import sqlalchemy as sa
+
+from cvars.broker import record as rules
+from cvars.broker import writer as writer_module
+from cvars.broker.database import COUNTERS, DatabaseDown, Statement
+from cvars.broker.writer import Writer
+
+
+class Ledger:
+    """Transactions over a list: what one commits, and what it undoes when a piece of work fails."""
+
+    def __init__(self):
+        self.kept, self.transactions = [], []
+
+    def commit(self, works):
+        self.transactions.append(len(works))
+        mine = list(self.kept)
+        done = [work(mine) for work in works]
+        self.kept = mine
+        return done
+
+
+def waiting(writer, works):
+    """``works`` while somebody else has the turn, then all together: their results or errors, in order."""
+    ended = [None] * len(works)
+
+    def one(n):
+        try:
+            ended[n] = writer.run(works[n])
+        except Exception as error:
+            ended[n] = error
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(len(works))]
+    with writer.turn:
+        for n, thread in enumerate(threads):
+            thread.start()
+            while len(writer._waiting) <= n:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join(30)
+    assert not writer._waiting
+    return ended
+
+
+def adding(n):
+    return lambda ledger: ledger.append(n) or n
+
+
+def failing(error):
+    def work(ledger):
+        ledger.append("half")
+        raise error
+
+    return work
+
+
+def test_alone_and_together():
+    ledger = Ledger()
+    writer = Writer(ledger.commit)
+    assert writer.run(adding(0)) == 0
+    assert waiting(writer, [adding(n) for n in range(1, 6)]) == [1, 2, 3, 4, 5]
+    assert ledger.transactions == [1, 5]
+    assert sorted(ledger.kept) == [0, 1, 2, 3, 4, 5]
+
+
+def test_no_more_than_so_many_share_a_transaction(monkeypatch):
+    monkeypatch.setattr(writer_module, "_TOGETHER", 4)
+    ledger = Ledger()
+    assert waiting(Writer(ledger.commit), [adding(n) for n in range(9)]) == list(range(9))
+    assert ledger.transactions == [4, 4, 1]
+
+
+def test_who_fails_fails_alone():
+    ledger = Ledger()
+    broken = KeyError("mine")
+    ended = waiting(Writer(ledger.commit), [adding(0), failing(broken), adding(2)])
+    assert ended == [0, broken, 2]
+    assert ledger.kept == [0, 2]
+    assert ledger.transactions == [3, 1, 1, 1]
+
+
+def test_a_database_that_is_down_is_asked_once_for_all():
+    ledger = Ledger()
+    down = DatabaseDown("gone")
+    writer = Writer(ledger.commit)
+    assert waiting(writer, [adding(0), failing(down), adding(2)]) == [down] * 3
+    assert ledger.kept == []
+    assert ledger.transactions == [3]
+    with pytest.raises(DatabaseDown):
+        writer.run(failing(down))
+    assert writer.run(adding(1)) == 1  # the turn was given back
+
+
+def test_threads_of_a_broker_never_find_the_database_busy(world, monkeypatch):
+    """The connections do not wait at all here, so whoever did not queue would fail."""
+    broker = world.broker
+    broker.db.engine.dispose()
+    broker.db._at_hand.clear()
+
+    @sa.event.listens_for(broker.db.engine, "connect")
+    def impatient(connection, _record):
+        connection.execute("PRAGMA busy_timeout=0")
+
+    names = [f"vm-{n}" for n in range(8)]
+    for name in names:
+        broker.add_vm(name, mode="strict")
+    errors, barrier = [], threading.Barrier(len(names))
+
+    def guest(name):
+        barrier.wait()
+        try:
+            for n in range(25):
+                now = world.clock() + n
+                broker.operate(name, lambda r, at=now: rules.acquire(r, holder="h", instance=None, now=at))
+                broker.operate(name, lambda r, at=now: rules.renew(r, epoch=r.epoch, holder="h", now=at + 1))
+                with broker.db.write() as connection:
+                    connection.execute(sa.insert(COUNTERS), {"name": f"{name}-{n}", "value": n})
+        except (DatabaseDown, sqlite3.Error) as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guest, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    assert {broker.anchors.get(name).epoch for name in names} == {25}
+
+
+def test_what_fails_leaves_no_transaction_open(world):
+    db = world.broker.db
+    insert = Statement(sa.insert(COUNTERS), "name", "value")
+    with pytest.raises(ZeroDivisionError):
+        db.transaction(lambda cursor: cursor.run(insert, ("x", 1)) / 0)
+    with db.read() as connection:
+        assert connection.execute(sa.select(COUNTERS).where(COUNTERS.c.name == "x")).first() is None
+    assert db.change(insert, "x", 1) == 1
+    other = sqlite3.connect(world.folder / "broker.db", timeout=0, isolation_level=None)
+    assert other.execute("SELECT value FROM counters WHERE name = 'x'").fetchone() == (1,)  # durable, not open
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("ROLLBACK")
+    other.close()
