@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from cvars.broker.writer import Writer
+from cvars.broker.writer import PATIENCE_S, Writer
 from cvars.errors import OutsideFailure, UsageMistake
 
 T = TypeVar("T")
@@ -168,14 +168,14 @@ class Database:
         self._at_hand: list[Any] = []  # for the driver's own paths, without the pool's ceremony
         self._keep = _KEEP if pooled else 0
         self._plain = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._writer = Writer(self._commit) if self.sqlite else None
-        self._turn: contextlib.AbstractContextManager[Any] = (
-            self._writer.turn if self._writer else contextlib.nullcontext()
+        self._writer = Writer(self._commit, DatabaseDown) if self.sqlite else None
+        self._turn: Callable[[], contextlib.AbstractContextManager[None]] = (
+            self._writer.turn if self._writer else contextlib.nullcontext
         )
 
     def _sqlite(self) -> Engine:
         engine = sa.create_engine(
-            self.url, connect_args={"check_same_thread": False, "timeout": 30.0}, **self._pool
+            self.url, connect_args={"check_same_thread": False, "timeout": PATIENCE_S}, **self._pool
         )
 
         @sa.event.listens_for(engine, "connect")
@@ -200,7 +200,7 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction; durable when the block ends without an exception. Not within another."""
-        with _outside(), self._turn, self.engine.begin() as connection:
+        with _outside(), self._turn(), self.engine.begin() as connection:
             yield connection
 
     def one(self, statement: "Statement", *values: Any) -> tuple[Any, ...] | None:  # noqa: ANN401 - columns

@@ -34,11 +34,11 @@ def waiting(writer, works):
     def one(n):
         try:
             ended[n] = writer.run(works[n])
-        except Exception as error:
+        except BaseException as error:  # also what ends a thread
             ended[n] = error
 
     threads = [threading.Thread(target=one, args=(n,)) for n in range(len(works))]
-    with writer.turn:
+    with writer.turn():
         for n, thread in enumerate(threads):
             thread.start()
             while len(writer._waiting) <= n:
@@ -63,7 +63,7 @@ def failing(error):
 
 def test_alone_and_together():
     ledger = Ledger()
-    writer = Writer(ledger.commit)
+    writer = Writer(ledger.commit, DatabaseDown)
     assert writer.run(adding(0)) == 0
     assert waiting(writer, [adding(n) for n in range(1, 6)]) == [1, 2, 3, 4, 5]
     assert ledger.transactions == [1, 5]
@@ -73,14 +73,24 @@ def test_alone_and_together():
 def test_no_more_than_so_many_share_a_transaction(monkeypatch):
     monkeypatch.setattr(writer_module, "_TOGETHER", 4)
     ledger = Ledger()
-    assert waiting(Writer(ledger.commit), [adding(n) for n in range(9)]) == list(range(9))
+    assert waiting(Writer(ledger.commit, DatabaseDown), [adding(n) for n in range(9)]) == list(range(9))
     assert ledger.transactions == [4, 4, 1]
+
+
+def test_whoever_comes_last_commits_what_waits_before_it(monkeypatch):
+    monkeypatch.setattr(writer_module, "_TOGETHER", 4)
+    ledger = Ledger()
+    writer = Writer(ledger.commit, DatabaseDown)
+    writer._waiting.extend(writer_module._Job(adding(n)) for n in range(6))
+    assert writer.run(adding(6)) == 6
+    assert ledger.kept == list(range(7))
+    assert ledger.transactions == [4, 3]
 
 
 def test_who_fails_fails_alone():
     ledger = Ledger()
     broken = KeyError("mine")
-    ended = waiting(Writer(ledger.commit), [adding(0), failing(broken), adding(2)])
+    ended = waiting(Writer(ledger.commit, DatabaseDown), [adding(0), failing(broken), adding(2)])
     assert ended == [0, broken, 2]
     assert ledger.kept == [0, 2]
     assert ledger.transactions == [3, 1, 1, 1]
@@ -89,13 +99,42 @@ def test_who_fails_fails_alone():
 def test_a_database_that_is_down_is_asked_once_for_all():
     ledger = Ledger()
     down = DatabaseDown("gone")
-    writer = Writer(ledger.commit)
+    writer = Writer(ledger.commit, DatabaseDown)
     assert waiting(writer, [adding(0), failing(down), adding(2)]) == [down] * 3
     assert ledger.kept == []
     assert ledger.transactions == [3]
     with pytest.raises(DatabaseDown):
         writer.run(failing(down))
     assert writer.run(adding(1)) == 1  # the turn was given back
+
+
+def test_only_the_thread_that_was_interrupted_is():
+    ledger = Ledger()
+    writer = Writer(ledger.commit, DatabaseDown)
+    ended = waiting(writer, [adding(0), failing(KeyboardInterrupt()), adding(2)])
+    assert sorted(map(type, ended), key=str) == [KeyboardInterrupt, DatabaseDown, DatabaseDown]
+    assert ledger.kept == []
+    assert writer.run(adding(1)) == 1  # the turn was given back
+    with pytest.raises(KeyboardInterrupt):
+        writer.run(failing(KeyboardInterrupt()))
+    assert writer.run(adding(3)) == 3
+
+
+def test_work_that_was_taken_along_and_lost_is_not_waited_for(monkeypatch):
+    writer = Writer(Ledger().commit, DatabaseDown)
+    monkeypatch.setattr(writer, "_lead", lambda jobs: None)  # cut off before it did anything
+    assert [type(error) for error in waiting(writer, [adding(0), adding(1)])] == [DatabaseDown] * 2
+    monkeypatch.undo()
+    assert writer.run(adding(2)) == 2
+
+
+def test_nobody_waits_for_a_turn_forever(monkeypatch):
+    monkeypatch.setattr(writer_module, "PATIENCE_S", 0.01)
+    writer = Writer(Ledger().commit, DatabaseDown)
+    with writer.turn(), pytest.raises(DatabaseDown), writer.turn():
+        pass
+    with writer.turn():
+        pass
 
 
 def test_threads_of_a_broker_never_find_the_database_busy(world, monkeypatch):
