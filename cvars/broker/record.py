@@ -1,7 +1,7 @@
 """The anchor's rules: one pure function per call, record in, record out (key-release 5).
 
-A function decides on the record as it was read; `anchors.AnchorStore` makes the result durable by one
-conditional UPDATE on the record's version, or reads again and decides again. Time is the broker's.
+A function decides on a record as it was read or last written, and may be asked again: `anchors.AnchorStore`
+makes the result durable by one conditional UPDATE of that record, or reads and decides anew. Time is the broker's.
 """
 
 from typing import Any, Final, NamedTuple
@@ -74,7 +74,7 @@ class Item(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What a call does. ``record.version`` is still the one that was read; the store adds one.
+    """What a call does. ``record.version`` is still the one decided on; the store adds one.
 
     ``detail`` goes into the history as it is: its names, and those within, are in order.
     ``item``: goes into the ring, after it was emptied if ``restart``. ``drop_below``: items of older key versions
