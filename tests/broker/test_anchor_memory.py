@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from cvars.broker import anchors as anchors_module
 from cvars.broker import record as rules
 from cvars.broker.anchors import AnchorStore, verify_history
-from cvars.broker.database import VMS, Cursor, Database, DatabaseDown
-from cvars.broker.record import LEASE_S, Refused
+from cvars.broker.database import COUNTERS, VMS, Cursor, Database, DatabaseDown, Statement
+from cvars.broker.record import LEASE_S, RING_BYTES, Refused
 from cvars.store.anchor import ORIGIN, AnchorPoint
 from tests.broker.support import entry
 
@@ -151,6 +151,84 @@ def test_an_advance_of_a_remembered_record_reads_nothing(replicas, monkeypatch):
     ran.clear()
     ours.advance(point(4), point(5))
     assert sum(isinstance(statement.construct, sa.Select) for statement in ran) == 1
+
+
+def test_many_items_leave_the_ring_at_once(replicas):
+    ours, _ = replicas
+    item = entry(bytes(1020))
+    for n in range(1, 50):
+        ours.advance(point(n), point(n + 1), escrow=item)
+    after = ours.advance(point(50), point(51), escrow=item * 40)
+    record, ring = ours.anchors.read_consistent("vm-1")
+    assert record == after
+    assert record.ring_bytes == len(ring) <= RING_BYTES
+    kept = len(ring) // len(item) - 40
+    assert 0 < kept < 50 - 16  # those that left were read in several goes
+    assert record.base == point(50 - kept)
+
+
+def test_a_record_that_always_moves_on_is_given_up(replicas, monkeypatch):
+    ours, _ = replicas
+    monkeypatch.setattr(ours.anchors, "_moved", lambda *_: None)
+    with pytest.raises(Refused) as caught:
+        ours.do("renew", epoch=1, holder="h")
+    assert (caught.value.status, caught.value.rule) == (503, "ANCHOR-BUSY")
+
+
+def test_connections_are_given_back_as_they_were_taken(world):
+    """One connection serves statements that are transactions by themselves and those that are not, in turn."""
+    insert = Statement(sa.insert(COUNTERS), "name", "value")
+    with contextlib.closing(Database(world.broker.db.url.render_as_string(hide_password=False))) as db:
+
+        def half(cursor):
+            cursor.run(insert, ("half", 1))
+            raise ZeroDivisionError
+
+        def half_by_the_pool():
+            with db.write() as connection:
+                connection.execute(sa.insert(COUNTERS), {"name": "half", "value": 1})
+                raise ZeroDivisionError
+
+        assert db.change(insert, "whole", 1) == 1
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                db.transaction(half)
+            with pytest.raises(db.engine.dialect.loaded_dbapi.IntegrityError):
+                db.change(insert, "whole", 1)
+            with pytest.raises(ZeroDivisionError):
+                half_by_the_pool()
+        with db.read() as connection:
+            names = set(connection.scalars(sa.select(COUNTERS.c.name)))
+        assert "whole" in names
+        assert "half" not in names
+        assert db.engine.pool.checkedout() == 0
+
+
+def test_every_transition_is_written_with_its_names_in_order(world):
+    """`verify_history` sorts them."""
+    world.broker.add_vm("vm-1", mode="strict")
+    one = Replica(world)
+    one.do("acquire", holder="h", instance="i")
+    one.do("acquire", holder="h", instance="i", resume=1)
+    one.do("provision", epoch=1, holder="h")
+    one.advance(ORIGIN, point(1))
+    one.do("rotate", reason="x")
+    start = point(1)
+    one.do("advance", epoch=1, holder="h", start=start, to=point(2), base=start, key_version=2, escrow=entry())
+    one.do("finalise", reason="x")
+    one.do("seal", epoch=1, holder="h", point=point(2))
+    one.do("freeze", reason="x")
+    one.do("thaw", reason="x")
+    one.do("reset", point=point(3), store_id=bytes(16), reason="x")
+    one.do("retire", reason="x")
+    one.do("reset", point=None, store_id=bytes(16), reason="x")
+    history = one.anchors.history("vm-1")
+    assert {entry["kind"] for entry in history} == {
+        "enrol", "acquire", "resume", "provision", "advance", "rotate", "finalise", "seal", "freeze", "thaw",
+        "reset", "retire",
+    }  # fmt: skip
+    assert verify_history(history) is None
+    one.db.close()
 
 
 def test_no_more_records_are_remembered_than_allowed(world, monkeypatch):

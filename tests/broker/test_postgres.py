@@ -34,6 +34,8 @@ from tests.broker.test_anchor_memory import (  # noqa: F401
     test_a_session_that_another_process_fenced_is_over,
     test_an_advance_of_a_remembered_record_reads_nothing,
     test_another_record_of_the_same_version_is_another_record,
+    test_connections_are_given_back_as_they_were_taken,
+    test_many_items_leave_the_ring_at_once,
     test_replicas_that_remember_decide_as_one_that_reads,
     test_what_would_change_nothing_is_decided_on_the_record_as_it_is,
 )

@@ -186,3 +186,20 @@ def test_what_fails_leaves_no_transaction_open(world):
     other.execute("BEGIN IMMEDIATE")
     other.execute("ROLLBACK")
     other.close()
+
+
+def test_a_database_that_another_process_holds_is_down_until_it_is_free(world):
+    db = world.broker.db
+    db.engine.dispose()
+    db._at_hand.clear()
+    sa.event.listen(db.engine, "connect", lambda connection, _: connection.execute("PRAGMA busy_timeout=0"))
+    insert = Statement(sa.insert(COUNTERS), "name", "value")
+    other = sqlite3.connect(world.folder / "broker.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseDown):
+        db.change(insert, "x", 1)
+    with pytest.raises(DatabaseDown), db.write():
+        pass
+    other.execute("ROLLBACK")
+    other.close()
+    assert db.change(insert, "x", 1) == 1
