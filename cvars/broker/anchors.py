@@ -114,7 +114,7 @@ class AnchorStore:
 
     def read_consistent(self, vm_id: str) -> tuple[Record, bytes]:
         """Record and ring of one instant."""
-        with self._db.write() as connection:
+        with self._db.snapshot() as connection:
             record = _record(connection.execute(_SELECT, {"b_vm": vm_id}).one())
             ring = b"".join(
                 bytes(r.escrow) for r in connection.execute(_RING, {"b_vm": vm_id, "b_from": record.ring_from})

@@ -6,7 +6,6 @@ durable before it is answered: SQLite runs with ``synchronous=FULL``, PostgreSQL
 
 import contextlib
 import functools
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
@@ -203,6 +202,19 @@ class Database:
         with _outside(), self._turn(), self.engine.begin() as connection:
             yield connection
 
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """SELECTs that all see one instant. They wait for nobody."""
+        level = "AUTOCOMMIT" if self.sqlite else "REPEATABLE READ"
+        with _outside(), self.engine.connect().execution_options(isolation_level=level) as connection:
+            if self.sqlite:
+                connection.exec_driver_sql("BEGIN")
+            try:
+                yield connection
+            finally:
+                if self.sqlite:
+                    connection.exec_driver_sql("ROLLBACK")
+
     def one(self, statement: "Statement", *values: Any) -> tuple[Any, ...] | None:  # noqa: ANN401 - columns
         """The row of a SELECT, on the driver itself; columns in the statement's order."""
         rows = self.rows(statement, *values)
@@ -303,20 +315,13 @@ class Statement:
         self.construct, self.names = construct, names
 
     @functools.cache  # noqa: B019 - statements are constants of their modules
-    def compiled(self, dialect: Any) -> tuple[str, Callable[[Sequence[Any]], Any]]:  # noqa: ANN401
-        """(SQL text, how the driver wants the values)."""
-        done = self.construct.compile(dialect=dialect, column_keys=self.names if self.is_plain_insert else None)
+    def compiled(self, dialect: Any) -> tuple[str, bool]:  # noqa: ANN401
+        """(SQL text, whether the driver takes values in order, or by name)."""
+        plain = isinstance(self.construct, sa.Insert) and self.construct.select is None
+        done = self.construct.compile(dialect=dialect, column_keys=self.names if plain else None)
+        assert tuple(done.positiontup or self.names) == self.names
         assert set(done.params) == set(self.names)
-        if not done.positional:
-            return str(done), lambda values: dict(zip(self.names, values, strict=True))
-        if tuple(done.positiontup) == self.names:
-            return str(done), tuple
-        return str(done), operator.itemgetter(*map(self.names.index, done.positiontup))
-
-    @property
-    def is_plain_insert(self) -> bool:
-        """Whether the parameters are those of the columns."""
-        return isinstance(self.construct, sa.Insert) and self.construct.select is None
+        return str(done), done.positional
 
 
 class Cursor:
@@ -328,8 +333,8 @@ class Cursor:
 
     def run(self, statement: Statement, values: Sequence[Any]) -> int:
         """Execute; how many rows it changed."""
-        text, arranged = statement.compiled(self._dialect)
-        self.driver.execute(text, arranged(values))
+        text, in_order = statement.compiled(self._dialect)
+        self.driver.execute(text, values if in_order else dict(zip(statement.names, values, strict=True)))
         return int(self.driver.rowcount)
 
 

@@ -143,15 +143,20 @@ def acquire(
     return Change(after, "acquire", {"epoch": after.epoch, "holder": holder, "takeover": took})
 
 
-def _held(record: Record, *, epoch: int, holder: str, until: float = 0.0) -> Lease:
-    """The lease of the caller's session, ``until`` then. The epoch fences; expired and not taken, it is held."""
+def _held(record: Record, *, epoch: int, holder: str) -> Lease:
+    """The lease of the caller's session. The epoch fences; an expired lease that nobody took may be renewed."""
     if record.state in ("retired", "frozen"):
         raise Refused(412, f"anchor.{record.state}", f"ANCHOR-{record.state.upper()}")
     if record.epoch != epoch:
         raise Refused(412, "anchor.fenced", "ANCHOR-EPOCH", "a newer session exists")
     if record.lease is None or record.lease.holder != holder:
         raise Refused(412, "anchor.fenced", "ANCHOR-HOLDER", "this session holds no lease")
-    return Lease(holder, record.lease.instance, until)
+    return record.lease
+
+
+def _renewed(record: Record, *, epoch: int, holder: str, now: float) -> Lease:
+    """The same, from now on."""
+    return Lease(holder, _held(record, epoch=epoch, holder=holder).instance, now + LEASE_S)
 
 
 def advance(
@@ -167,7 +172,7 @@ def advance(
     now: float,
 ) -> Change:
     """Move the committed point; renews the lease; idempotent within the epoch."""
-    lease = _held(record, epoch=epoch, holder=holder, until=now + LEASE_S)
+    lease = _renewed(record, epoch=epoch, holder=holder, now=now)
     if record.point == to and record.previous == start and record.advance_epoch == epoch:
         return Change(record._replace(lease=lease), "advance", {}, renewal=True)
     if record.point != start:
@@ -229,7 +234,7 @@ def framed(escrow: bytes) -> bool:
 
 def renew(record: Record, *, epoch: int, holder: str, now: float) -> Change:
     """Renew the lease."""
-    lease = _held(record, epoch=epoch, holder=holder, until=now + LEASE_S)
+    lease = _renewed(record, epoch=epoch, holder=holder, now=now)
     return Change(record._replace(lease=lease), "renew", {"epoch": epoch}, renewal=True)
 
 

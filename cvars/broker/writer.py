@@ -1,7 +1,7 @@
 """The one writer that SQLite has, shared by the threads of a process: one barrier for all who wait.
 
 SQLite lets whoever finds it busy sleep and try again, so that some guests wait for a second while others pass.
-Here they queue, and whoever comes first commits the work of all who wait, in one transaction.
+Here they take turns, and whoever has the turn commits the work of all who wait, in one transaction.
 """
 
 import collections

@@ -74,7 +74,7 @@ def unhex(text: object, *, size: int | None = None) -> bytes:
 
 
 def compact(value: Any) -> bytes:  # noqa: ANN401 - anything JSON can say
-    """One spelling of ``value`` in JSON, for what only we read and sign: sorted, no spaces. Fast."""
+    """One spelling of ``value``, of JSON's own types, for what only we read and sign: sorted, no spaces. Fast."""
     return ordered(_sorted(value))
 
 

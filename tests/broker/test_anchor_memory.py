@@ -167,6 +167,25 @@ def test_many_items_leave_the_ring_at_once(replicas):
     assert record.base == point(50 - kept)
 
 
+def test_record_and_ring_are_of_one_instant(replicas, monkeypatch):
+    ours, theirs = replicas
+    made, moved = anchors_module._record, []
+
+    def between(row):
+        if not moved:
+            moved.append(True)
+            theirs.advance(point(1), point(2))
+        return made(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(anchors_module, "_record", between)
+        record, ring = ours.anchors.read_consistent("vm-1")
+    assert moved
+    assert (record.point, record.ring_bytes, len(ring)) == (point(1), len(ring), len(entry()))
+    record, ring = ours.anchors.read_consistent("vm-1")
+    assert (record.point, len(ring)) == (point(2), 2 * len(entry()))
+
+
 def test_a_record_that_always_moves_on_is_given_up(replicas, monkeypatch):
     ours, _ = replicas
     monkeypatch.setattr(ours.anchors, "_moved", lambda *_: None)

@@ -36,6 +36,7 @@ from tests.broker.test_anchor_memory import (  # noqa: F401
     test_another_record_of_the_same_version_is_another_record,
     test_connections_are_given_back_as_they_were_taken,
     test_many_items_leave_the_ring_at_once,
+    test_record_and_ring_are_of_one_instant,
     test_replicas_that_remember_decide_as_one_that_reads,
     test_what_would_change_nothing_is_decided_on_the_record_as_it_is,
 )

@@ -188,6 +188,32 @@ def test_what_fails_leaves_no_transaction_open(world):
     other.close()
 
 
+@pytest.mark.parametrize("error", [sqlite3.OperationalError, sqlite3.InterfaceError])
+def test_an_error_of_the_database_is_an_outside_failure(world, error):
+    def work(cursor):
+        raise error("x")
+
+    with pytest.raises(DatabaseDown):
+        world.broker.db.transaction(work)
+
+
+def test_no_connection_to_be_had_is_an_outside_failure(world, monkeypatch):
+    def none():
+        raise sa.exc.TimeoutError
+
+    world.broker.db._at_hand.clear()
+    monkeypatch.setattr(world.broker.db.engine, "raw_connection", none)
+    with pytest.raises(DatabaseDown):
+        world.broker.anchors.get("vm-1")
+
+
+def test_few_connections_are_kept_at_hand(world):
+    db = world.broker.db
+    for connection in [db._taken() for _ in range(12)]:
+        db._give_back(connection)
+    assert len(db._at_hand) == 8
+
+
 def test_a_database_that_another_process_holds_is_down_until_it_is_free(world):
     db = world.broker.db
     db.engine.dispose()
