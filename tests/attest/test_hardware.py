@@ -1,6 +1,8 @@
 """Simulated processor and module behave as real ones (6.2, 6.3), their certificate service as KDS and PCS."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,7 @@ from cvars.attest import FileLibrary, SnpEvidence, TdxEvidence, read_snp, verify
 from cvars.attest.library import leaf_path
 from cvars.attest.remote import Fetched, RemoteLibrary, chain_url, vcek_url
 from cvars.attest.simulated import LaunchRefused, SimulatedAmdSp
+from cvars.attest.simulated.folder import Folder
 from cvars.attest.simulated.id_block import check_blocks, make_blocks
 from cvars.attest.simulated.service import CertificateService
 from cvars.attest.snp.products import Tcb
@@ -291,3 +294,15 @@ def test_dcap_qvl_agrees_on_all_recorded_quotes(vectors, real_roots):
             assert theirs == status
         compared += 1
     assert compared == 4
+
+
+def test_many_may_use_a_new_folder_at_once(tmp_path):
+    def first_use(n):
+        barrier.wait()
+        return Folder(tmp_path / str(n)).secret("secret", lambda: b"%d" % n)
+
+    barrier = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as threads:
+        for n in range(25):
+            assert set(threads.map(first_use, [n] * 8)) == {b"%d" % n}
+            assert not list((tmp_path / str(n)).glob(".*.part"))

@@ -36,10 +36,9 @@ class Folder:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
-            if not (path / "README").exists():
-                self._write(path / "README", README.encode(), 0o600)
         except OSError as wrong:
             raise OutsideFailure(f"{path}: {wrong.strerror or wrong}") from None
+        self._kept(path / "README", README.encode, 0o600)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
