@@ -130,9 +130,11 @@ class Exchange:
         spent = [[0.0, 0.0] for _ in range(guests)]
         self.seen = []
 
-        async def timed(guest: int, *arguments: Any) -> tuple[dict[str, str], bytes]:  # noqa: ANN401 - a route's
+        async def timed(
+            guest: int, method: str, path: str, cookie: str, body: bytes
+        ) -> tuple[dict[str, str], bytes]:
             at, on = time.perf_counter_ns(), time.process_time_ns()
-            answer = await self.call(*arguments)
+            answer = await self.call(method, path, cookie, body)
             spent[guest][0] += (time.process_time_ns() - on) / 1000
             spent[guest][1] += (time.perf_counter_ns() - at) / 1000
             return answer
@@ -296,6 +298,7 @@ def _repeated(action: Callable[[], None]) -> None:
 
 
 _SWAP = "UPDATE bench_record SET n = %s, root = %s WHERE n = %s"
+_SWAP_SQLITE = _SWAP.replace("%s", "?")
 _JOINED = f"WITH moved AS ({_SWAP} RETURNING n) INSERT INTO bench_floor SELECT n, %s FROM moved"
 
 
@@ -317,7 +320,7 @@ class _Bare:
         with self.turn:
             if self.sqlite:
                 self.cursor.execute("BEGIN IMMEDIATE")
-                self.cursor.execute(_SWAP.replace("%s", "?"), (self.version + 1, os.urandom(32), self.version))
+                self.cursor.execute(_SWAP_SQLITE, (self.version + 1, os.urandom(32), self.version))
                 assert self.cursor.rowcount == 1
                 self.cursor.execute("INSERT INTO bench_floor VALUES (?, ?)", (self.version + 1, ESCROW))
                 self.cursor.execute("COMMIT")
@@ -328,7 +331,7 @@ class _Bare:
             self.version += 1
 
     def close(self) -> None:
-        self.raw.invalidate()
+        self.raw.invalidate()  # it may be in autocommit
 
 
 class _Advances:

@@ -100,7 +100,7 @@ def _check_surrogates(value: Any) -> None:  # noqa: ANN401
                 raise JsonError("a lone surrogate is not a character") from None
 
 
-def members(value: Any, required: Set[str], optional: Set[str] = frozenset()) -> dict[str, Any]:  # noqa: ANN401 - JSON
+def members(value: object, required: Set[str], optional: Set[str] = frozenset()) -> dict[str, Any]:
     """``value`` as an object with exactly these members.
 
     Raises:

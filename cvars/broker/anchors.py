@@ -40,8 +40,7 @@ _RENEW: Final = Statement(
     sa.update(VMS).where(*_SAME).values(lease_expires=sa.bindparam("v_expires")), "v_expires", *_SAME_NAMES
 )
 _RING: Final = (
-    sa.select(HISTORY.c.version, HISTORY.c.escrow, HISTORY.c.escrow_bytes, HISTORY.c.start_counter,
-              HISTORY.c.start_root, HISTORY.c.key_version)
+    sa.select(HISTORY.c.escrow)
     .where(HISTORY.c.vm_id == sa.bindparam("b_vm"), HISTORY.c.version >= sa.bindparam("b_from"))
     .where(HISTORY.c.escrow.is_not(None))
     .order_by(HISTORY.c.version)
@@ -116,9 +115,8 @@ class AnchorStore:
         """Record and ring of one instant."""
         with self._db.snapshot() as connection:
             record = _record(connection.execute(_SELECT, {"b_vm": vm_id}).one())
-            ring = b"".join(
-                bytes(r.escrow) for r in connection.execute(_RING, {"b_vm": vm_id, "b_from": record.ring_from})
-            )
+            items = connection.scalars(_RING, {"b_vm": vm_id, "b_from": record.ring_from})
+            ring = b"".join(map(bytes, items))
         return record, ring
 
     def enrol(self, record: Record, *, now: float, reason: str) -> Record:
@@ -152,6 +150,7 @@ class AnchorStore:
     def _decided(
         self, vm_id: str, known: Record | None, decide: Callable[[Record], Change]
     ) -> tuple[Record, Change]:
+        """The change, and the record it rests on: ``known``, or as it is now where that does not do."""
         if known is not None:
             try:
                 change = decide(known)
@@ -182,14 +181,10 @@ class AnchorStore:
         after = change.record._replace(version=version, history=digest, **ring)
         move, line = _row(after)[1:] + same, _line(after, entry, digest, change)
         gone = found.ring_from, forget
-        if not (self._db.sqlite or change.destroy or change.create):
-            done = (
-                self._db.change(_JOINED_FORGETS, *move, *line, *gone)
-                if forget
-                else self._db.change(_JOINED, *move, *line)
-            )
-            return after if done else None
-        fresh = change.create and self._fresh_key(found.vm_id, change.create)
+        fresh = None if change.create is None else self._fresh_key(found.vm_id, change.create)
+        if not self._db.sqlite and not change.destroy and fresh is None:
+            joined = (_JOINED_FORGETS, *move, *line, *gone) if forget else (_JOINED, *move, *line)
+            return after if self._db.change(*joined) else None
 
         def write(cursor: Cursor) -> bool:
             if cursor.run(_MOVE, move) != 1:
@@ -199,7 +194,7 @@ class AnchorStore:
                 cursor.run(_FORGET, (found.vm_id, *gone))
             for key_version in change.destroy:
                 cursor.run(_DESTROY, (found.vm_id, key_version))
-            if fresh:
+            if fresh is not None:
                 cursor.run(_KEY, fresh)
             return True
 

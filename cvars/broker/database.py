@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.pool import PoolProxiedConnection
 
 from cvars.broker.writer import PATIENCE_S, Writer
 from cvars.errors import OutsideFailure, UsageMistake
@@ -164,7 +165,7 @@ class Database:
             raise UsageMistake(
                 f"database driver {error.name} is not installed", hint="pip install 'cvars[postgres]'"
             ) from None
-        self._at_hand: list[Any] = []  # for the driver's own paths, without the pool's ceremony
+        self._at_hand: list[PoolProxiedConnection] = []  # for the driver's own paths, without the pool's ceremony
         self._keep = _KEEP if pooled else 0
         self._plain = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._writer = Writer(self._commit, DatabaseDown) if self.sqlite else None
@@ -215,25 +216,24 @@ class Database:
                 if self.sqlite:
                     connection.exec_driver_sql("ROLLBACK")
 
-    def one(self, statement: "Statement", *values: Any) -> tuple[Any, ...] | None:  # noqa: ANN401 - columns
+    def one(self, statement: "Statement", *values: object) -> tuple[Any, ...] | None:
         """The row of a SELECT, on the driver itself; columns in the statement's order."""
         rows = self.rows(statement, *values)
         return tuple(rows[0]) if rows else None
 
-    def rows(self, statement: "Statement", *values: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401 - columns
+    def rows(self, statement: "Statement", *values: object) -> list[tuple[Any, ...]]:
         """All rows of a SELECT, on the driver itself."""
         found: list[tuple[Any, ...]] = self._alone(statement, values, lambda cursor: cursor.fetchall())
         return found
 
-    def change(self, statement: "Statement", *values: Any) -> int:  # noqa: ANN401 - columns
+    def change(self, statement: "Statement", *values: object) -> int:
         """One statement as a transaction by itself, on the driver itself: how many rows it changed, durably."""
         if self.sqlite:
             return self.transaction(lambda cursor: cursor.run(statement, values))
         return self._alone(statement, values, lambda cursor: int(cursor.rowcount))
 
-    def _alone(self, statement: "Statement", values: Sequence[Any], result: Callable[[Any], T]) -> T:
-        connection = self._taken()
-        try:
+    def _alone(self, statement: "Statement", values: Sequence[object], result: Callable[[Any], T]) -> T:
+        def run(connection: PoolProxiedConnection) -> T:
             driver: Any = connection.driver_connection
             if not self.sqlite:
                 driver.autocommit = True
@@ -242,11 +242,9 @@ class Database:
             done = result(cursor.driver)
             if not self.sqlite:
                 driver.autocommit = False
-        except BaseException as error:
-            self._give_up(connection, error)
-            raise
-        self._give_back(connection)
-        return done
+            return done
+
+        return self._borrowed(run)
 
     def transaction(self, work: Callable[["Cursor"], T]) -> T:
         """``work`` in a transaction on the driver itself, for the hot path of the anchor; then it is durable.
@@ -256,21 +254,32 @@ class Database:
         return self._writer.run(work) if self._writer else self._commit([work])[0]
 
     def _commit(self, works: Sequence[Callable[["Cursor"], T]]) -> list[T]:
-        connection = self._taken()
-        try:
-            cursor = connection.driver_connection.cursor()
+        def run(connection: PoolProxiedConnection) -> list[T]:
+            cursor = connection.cursor()
             if self.sqlite:
                 cursor.execute("BEGIN IMMEDIATE")
             mine = Cursor(cursor, self.engine.dialect)
             done = [work(mine) for work in works]
             cursor.execute("COMMIT") if self.sqlite else connection.commit()
+            return done
+
+        return self._borrowed(run)
+
+    def _borrowed(self, work: Callable[[PoolProxiedConnection], T]) -> T:
+        """``work`` on a connection that is thrown away, with all it was in the middle of, when anything fails."""
+        connection = self._taken()
+        try:
+            done = work(connection)
         except BaseException as error:
-            self._give_up(connection, error)
+            connection.invalidate(error)
+            dbapi: Any = self.engine.dialect.loaded_dbapi
+            if isinstance(error, (dbapi.OperationalError, dbapi.InterfaceError)):
+                raise DatabaseDown(f"the database does not answer: {type(error).__name__}") from error
             raise
         self._give_back(connection)
         return done
 
-    def _taken(self) -> Any:  # noqa: ANN401 - the pool's connection
+    def _taken(self) -> PoolProxiedConnection:
         """A connection, one of those at hand or from the pool."""
         try:
             return self._at_hand.pop()
@@ -280,26 +289,11 @@ class Database:
             except (sa.exc.DBAPIError, sa.exc.TimeoutError, self.engine.dialect.loaded_dbapi.Error) as error:
                 raise DatabaseDown(f"the database does not answer: {type(error).__name__}") from error
 
-    def _give_back(self, connection: Any) -> None:  # noqa: ANN401 - the pool's connection
+    def _give_back(self, connection: PoolProxiedConnection) -> None:
         if len(self._at_hand) < self._keep:
             self._at_hand.append(connection)
         else:
             connection.close()
-
-    def _give_up(self, connection: Any, error: BaseException) -> None:  # noqa: ANN401 - the pool's connection
-        """Undo what ``error`` cut off. Raises ``DatabaseDown`` where the database itself failed."""
-        dbapi: Any = self.engine.dialect.loaded_dbapi
-        down, clean = isinstance(error, (dbapi.OperationalError, dbapi.InterfaceError)), False
-        with contextlib.suppress(Exception):  # the first error is the one that counts
-            connection.rollback()
-            if not self.sqlite:
-                connection.driver_connection.autocommit = False
-            clean = not down
-        if not clean:
-            connection.invalidate(error)
-        connection.close()
-        if down:
-            raise DatabaseDown(f"the database does not answer: {type(error).__name__}") from error
 
     def close(self) -> None:
         """Give all connections back."""
@@ -311,29 +305,31 @@ class Database:
 class Statement:
     """A constant statement for the driver's own paths, with the ``names`` of its parameters as values come."""
 
-    def __init__(self, construct: Any, *names: str) -> None:  # noqa: ANN401 - any SQLAlchemy construct
+    def __init__(self, construct: sa.ClauseElement, *names: str) -> None:
         self.construct, self.names = construct, names
 
-    @functools.cache  # noqa: B019 - statements are constants of their modules
-    def compiled(self, dialect: Any) -> tuple[str, bool]:  # noqa: ANN401
-        """(SQL text, whether the driver takes values in order, or by name)."""
-        plain = isinstance(self.construct, sa.Insert) and self.construct.select is None
-        done = self.construct.compile(dialect=dialect, column_keys=self.names if plain else None)
-        assert tuple(done.positiontup or self.names) == self.names
-        assert set(done.params) == set(self.names)
-        return str(done), done.positional
+
+@functools.cache
+def _compiled(statement: Statement, dialect: sa.Dialect) -> tuple[str, bool]:
+    """(SQL text, whether the driver takes values in order, or by name)."""
+    construct, names = statement.construct, statement.names
+    plain = isinstance(construct, sa.Insert) and construct.select is None
+    done: Any = construct.compile(dialect=dialect, column_keys=names if plain else None)
+    assert tuple(done.positiontup or names) == names
+    assert set(done.params) == set(names)
+    return str(done), done.positional
 
 
 class Cursor:
     """A DBAPI cursor that takes our statements."""
 
-    def __init__(self, driver: Any, dialect: Any) -> None:  # noqa: ANN401
+    def __init__(self, driver: sa.engine.interfaces.DBAPICursor, dialect: sa.Dialect) -> None:
         self.driver = driver
         self._dialect = dialect
 
-    def run(self, statement: Statement, values: Sequence[Any]) -> int:
+    def run(self, statement: Statement, values: Sequence[object]) -> int:
         """Execute; how many rows it changed."""
-        text, in_order = statement.compiled(self._dialect)
+        text, in_order = _compiled(statement, self._dialect)
         self.driver.execute(text, values if in_order else dict(zip(statement.names, values, strict=True)))
         return int(self.driver.rowcount)
 

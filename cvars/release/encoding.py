@@ -73,17 +73,17 @@ def unhex(text: object, *, size: int | None = None) -> bytes:
     return bytes.fromhex(text)
 
 
-def compact(value: Any) -> bytes:  # noqa: ANN401 - anything JSON can say
+def compact(value: object) -> bytes:
     """One spelling of ``value``, of JSON's own types, for what only we read and sign: sorted, no spaces. Fast."""
     return ordered(_sorted(value))
 
 
-def ordered(value: Any) -> bytes:  # noqa: ANN401 - anything JSON can say
+def ordered(value: object) -> bytes:
     """`compact` of a ``value`` whose names are all in order already."""
     return to_json(value)
 
 
-def _sorted(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def _sorted(value: object) -> object:
     if isinstance(value, dict):
         return {name: _sorted(value[name]) for name in sorted(value)}
     if isinstance(value, (list, tuple)):

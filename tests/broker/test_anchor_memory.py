@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from cvars.broker import anchors as anchors_module
 from cvars.broker import record as rules
 from cvars.broker.anchors import AnchorStore, verify_history
-from cvars.broker.database import COUNTERS, VMS, Cursor, Database, DatabaseDown, Statement
+from cvars.broker.database import COUNTERS, HISTORY, VMS, Cursor, Database, DatabaseDown, Statement
 from cvars.broker.record import LEASE_S, RING_BYTES, Refused
 from cvars.store.anchor import ORIGIN, AnchorPoint
 from tests.broker.support import entry
@@ -165,6 +165,10 @@ def test_many_items_leave_the_ring_at_once(replicas):
     kept = len(ring) // len(item) - 40
     assert 0 < kept < 50 - 16  # those that left were read in several goes
     assert record.base == point(50 - kept)
+    with ours.db.read() as connection:  # what left it is gone
+        held = connection.scalars(sa.select(HISTORY.c.version).where(HISTORY.c.escrow.is_not(None))).all()
+    assert min(held) == record.ring_from
+    assert len(held) == kept + 1
 
 
 def test_record_and_ring_are_of_one_instant(replicas, monkeypatch):

@@ -26,7 +26,7 @@ from tests.broker.test_anchor_flow import (  # noqa: F401 - collected here on th
     test_rotation_releases_both_keys_and_destroys_the_old_one_after_a_later_mount,
     test_the_ring_keeps_64_kib_and_never_less_than_the_last,
 )
-from tests.broker.test_anchor_memory import (  # noqa: F401
+from tests.broker.test_anchor_memory import (  # noqa: F401 - the same
     replicas,
     test_a_commit_in_doubt_is_forgotten,
     test_a_lease_that_another_process_renewed_is_live,

@@ -1,4 +1,4 @@
-"""SQLite's one writer: a queue in which nobody starves, one transaction for all who wait."""
+"""SQLite's one writer: threads take turns, one transaction for all who wait."""
 
 import sqlite3
 import threading
@@ -137,8 +137,8 @@ def test_nobody_waits_for_a_turn_forever(monkeypatch):
         pass
 
 
-def test_threads_of_a_broker_never_find_the_database_busy(world, monkeypatch):
-    """The connections do not wait at all here, so whoever did not queue would fail."""
+def test_threads_of_a_broker_never_find_the_database_busy(world):
+    """The connections do not wait at all here, so whoever did not wait for a turn would fail."""
     broker = world.broker
     broker.db.engine.dispose()
     broker.db._at_hand.clear()
